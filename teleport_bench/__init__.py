@@ -1,0 +1,54 @@
+"""teleport-bench: a benchmark suite for decentralized learning.
+
+    import teleport_bench as tb
+    spec = tb.RunSpec(algorithm="teleportation", nodes=25, active=8, problem="quadratic",
+                      lr=0.1, rounds=200)
+    record = tb.run(spec)
+
+The names below load on first use, so that `import teleport_bench` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from teleport_bench.errors import UserError
+    from teleport_bench.executor import run, run_fleet
+    from teleport_bench.record import Record
+    from teleport_bench.spec import RunSpec
+    from teleport_bench.suite import Suite
+    from teleport_bench.topologies import Topology, topology
+
+_HOME = {
+    "Record": "record",
+    "RunSpec": "spec",
+    "Suite": "suite",
+    "Topology": "topologies",
+    "UserError": "errors",
+    "run": "executor",
+    "run_fleet": "executor",
+    "topology": "topologies",
+}
+
+__all__ = [
+    "Record",
+    "RunSpec",
+    "Suite",
+    "Topology",
+    "UserError",
+    "run",
+    "run_fleet",
+    "topology",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'teleport_bench' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"teleport_bench.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

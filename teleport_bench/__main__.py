@@ -1,0 +1,5 @@
+"""`python -m teleport_bench`."""
+
+from teleport_bench.cli import main
+
+raise SystemExit(main())

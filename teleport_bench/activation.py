@@ -1,0 +1,49 @@
+"""Who holds which token in which round.
+
+Random choices are drawn in blocks of `BLOCK` rounds, each block from a stream of its own, on the
+host: the same choices then reach every device, and any block can be drawn without those before it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teleport_bench.algorithms.base import Activation
+from teleport_bench.seeds import generator
+
+BLOCK = 64
+"""Rounds drawn at once."""
+
+
+def draw_holders(
+    activation: Activation, seed: int, n_nodes: int, n_active: int, block: int
+) -> NDArray[np.int64]:
+    """(BLOCK, k): the node that holds token a in each round of the block.
+
+    "all" is the identity; "uniform" draws k distinct nodes of n, every ordered choice equally
+    likely, independently in each round, in O(k) a round.
+    """
+    if activation == "all":
+        return np.broadcast_to(np.arange(n_active), (BLOCK, n_active))
+    rng = generator(seed, "active", nodes=n_nodes, active=n_active, block=block)
+    return sample_distinct(rng, n_nodes, n_active, BLOCK)
+
+
+def sample_distinct(rng: np.random.Generator, n: int, k: int, rounds: int) -> NDArray[np.int64]:
+    """(rounds, k): the first k entries of a random permutation of 0..n-1, independent by round.
+
+    A permutation is made whole where n is at most 16 k, and else its start is drawn entry by entry,
+    repetitions drawn again: both are O(k) a round.
+    """
+    if n <= 16 * k:
+        return rng.permuted(np.tile(np.arange(n), (rounds, 1)), axis=1)[:, :k]
+    drawn = rng.integers(n, size=(rounds, k))
+    for row in drawn:
+        seen: set[int] = set()
+        for a, node in enumerate(row.tolist()):
+            while node in seen:
+                node = int(rng.integers(n))
+            seen.add(node)
+            row[a] = node
+    return drawn

@@ -1,0 +1,178 @@
+"""The command line: `teleport-bench list | run | report | env`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from teleport_bench.errors import UserError
+
+OK, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0: done; 1: some runs failed, or the report differs; 2: bad input; 130: Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.command(options)
+    except UserError as error:
+        print(f"teleport-bench: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except BrokenPipeError:  # the reader of a pipe left, as `head` does
+        sys.stderr.close()
+        return OK
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="teleport-bench", description="Benchmarks for decentralized learning."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    listing = commands.add_parser(
+        "list", help="suites, algorithms, topologies, problems, models, data"
+    )
+    listing.set_defaults(command=_list)
+
+    run = commands.add_parser(
+        "run", help="run a suite, or what is left of it, and write its report"
+    )
+    run.add_argument(
+        "suite", metavar="SUITE", help="a built-in name (demo) or a path to a .toml file"
+    )
+    run.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    run.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="override a value of the suite, as in --set rounds=50 or --set grid.nodes=[8,16]",
+    )
+    run.add_argument("--rerun", action="store_true", help="run everything, finished or not")
+    run.set_defaults(command=_run)
+
+    report = commands.add_parser("report", help="rebuild tables, figures and page from the records")
+    report.add_argument(
+        "suite", metavar="SUITE", help="the suite that was run: its name or its path"
+    )
+    report.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 where a file differs by a byte"
+    )
+    report.set_defaults(command=_report)
+    for command in (run, report):
+        command.add_argument(
+            "--out",
+            metavar="DIR",
+            type=Path,
+            default=Path("results"),
+            help="results lie in DIR/SUITE (default: results)",
+        )
+
+    env = commands.add_parser("env", help="what a record says of this machine and this code")
+    env.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    env.set_defaults(command=_env)
+    return parser
+
+
+def _list(_: argparse.Namespace) -> int:
+    import tomllib
+
+    from teleport_bench import registry, suite
+
+    print("suites")
+    for name, path in suite.built_in().items():
+        print(f"  {name:<24}{tomllib.loads(path.read_text()).get('title', '')}")
+    for kind in (
+        registry.ALGORITHMS,
+        registry.TOPOLOGIES,
+        registry.PROBLEMS,
+        registry.MODELS,
+        registry.DATA,
+        registry.PARTITIONS,
+        registry.SCHEDULES,
+    ):
+        print(f"\n{kind.kind}")
+        for entry in kind:
+            print(f"  {entry.name:<24}{entry.summary}")
+            for option, field in entry.options.model_fields.items():
+                default = "required" if field.is_required() else f"default {field.default!r}"
+                print(f"  {'':<24}  {option}: {default}")
+    return OK
+
+
+def _run(options: argparse.Namespace) -> int:
+    from teleport_bench.executor import pick_device, run_suite
+    from teleport_bench.progress import Meter
+    from teleport_bench.record import Store
+    from teleport_bench.suite import Suite
+
+    suite = Suite.load(options.suite, options.overrides)
+    device = pick_device(options.device)
+    folder = options.out / suite.name
+    store, meter = Store(folder), Meter()
+    try:
+        records = run_suite(suite, store, device, meter, options.rerun)
+    except KeyboardInterrupt:
+        meter.close()
+        print(
+            f"\nstopped; finished runs are kept in {store.runs}; the same command goes on there",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    meter.close()
+    print(f"{len(records)} runs, {meter.executed} of them now", file=sys.stderr)
+    return _finish(folder, options.suite)
+
+
+def _finish(folder: Path, name: str) -> int:
+    """Write the report, print its tables, name the page; exit code by the state of the runs."""
+    from teleport_bench.report.build import build, open_report, write
+
+    suite, records = open_report(folder)
+    tables, files = build(suite, records)
+    write(folder, files)
+    print(f"\n{suite.spec.title}")
+    for table in tables:
+        print(f"\n{table.caption}\n{table.terminal()}")
+        for note in table.notes:
+            print(note)
+    print(f"\nThe page: {folder / 'index.html'}")
+    failed = sum(record.status == "failed" for record in records.values())
+    if failed:
+        print(
+            f"teleport-bench: {failed} runs failed; the page says why, and `teleport-bench run "
+            f"{name}` tries them again",
+            file=sys.stderr,
+        )
+    return SOME_FAILED if failed else OK
+
+
+def _report(options: argparse.Namespace) -> int:
+    from teleport_bench.report.build import build, check, open_report
+    from teleport_bench.suite import suite_name
+
+    folder = options.out / suite_name(options.suite)
+    if not options.check:
+        return _finish(folder, options.suite)
+    suite, records = open_report(folder)
+    _, files = build(suite, records)
+    wrong = check(folder, files)
+    for line in wrong:
+        print(line)
+    if not wrong:
+        print(f"{len(files)} files of {folder} are what {len(records)} records give, byte for byte")
+    return SOME_FAILED if wrong else OK
+
+
+def _env(options: argparse.Namespace) -> int:
+    from teleport_bench.executor import pick_device
+    from teleport_bench.record.provenance import code, environment
+
+    facts = {"code": code(), "environment": environment(pick_device(options.device))}
+    print(json.dumps(facts, indent=2))
+    return OK

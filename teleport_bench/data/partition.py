@@ -1,0 +1,97 @@
+"""How the training samples are dealt out: equal, disjoint shards, one a node.
+
+A partition is a registered function of (labels, n_nodes, shard_size, rng) that returns the sample
+ids of every shard, (n_nodes, shard_size).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from teleport_bench.data.dataset import Labels
+from teleport_bench.errors import UserError
+from teleport_bench.registry import PARTITIONS, Choice
+from teleport_bench.seeds import generator
+
+Shards = NDArray[np.int64]
+
+
+def deal(choice: Choice, labels: Labels, n_nodes: int, seed: int) -> Shards:
+    """(n_nodes, shard_size) sample ids, each used at most once; shard_size = N // n_nodes.
+
+    Depends on the seed, the partition, the number of nodes and the labels, on nothing else.
+    Raises UserError where the nodes outnumber the samples.
+    """
+    shard_size = check_split(len(labels), n_nodes)
+    rng = generator(seed, "partition", nodes=n_nodes)
+    shards: Shards = PARTITIONS.build(choice, labels, n_nodes, shard_size, rng)
+    return shards
+
+
+def check_split(n_samples: int, n_nodes: int) -> int:
+    """The shard size, at least 1, or a UserError."""
+    if n_nodes > n_samples:
+        raise UserError(
+            f"{n_samples} training samples cannot be dealt out to {n_nodes} nodes: "
+            f"take at most {n_samples} nodes, or a larger data set"
+        )
+    return n_samples // n_nodes
+
+
+def label_histogram(labels: Labels, shards: Shards, n_classes: int) -> NDArray[np.int64]:
+    """(n_nodes, n_classes): how many samples of each class each node holds."""
+    offsets = np.arange(len(shards))[:, None] * n_classes
+    flat = np.bincount((labels[shards] + offsets).ravel(), minlength=len(shards) * n_classes)
+    return flat.reshape(len(shards), n_classes)
+
+
+@PARTITIONS.register("iid")
+def iid(labels: Labels, n_nodes: int, shard_size: int, rng: np.random.Generator) -> Shards:
+    """Shards drawn uniformly: every node sees the distribution of the whole."""
+    return rng.permutation(len(labels))[: n_nodes * shard_size].reshape(n_nodes, shard_size)
+
+
+@PARTITIONS.register("dirichlet")
+def dirichlet(
+    labels: Labels,
+    n_nodes: int,
+    shard_size: int,
+    rng: np.random.Generator,
+    *,
+    alpha: Annotated[float, Field(gt=0)],
+) -> Shards:
+    """Each node draws its class shares q ~ Dirichlet(alpha, .., alpha) and fills its shard by them.
+
+    Labels are drawn from q, restricted to the classes that still have samples, as in Hsu et al.
+    2019 (whose concentration is alpha times the number of classes here). alpha -> 0: one class a
+    node; alpha -> infinity: iid for balanced classes. Nodes choose in a random order, so that no
+    node is always left with the remainder.
+    """
+    n_classes = int(labels.max()) + 1
+    pools = [rng.permutation(np.flatnonzero(labels == c)) for c in range(n_classes)]
+    left = np.array([len(pool) for pool in pools])
+    shards = np.empty((n_nodes, shard_size), dtype=np.int64)
+    for node in rng.permutation(n_nodes):
+        # In logarithms, since for a small alpha most shares are too small for a float.
+        log_q = _log_dirichlet(rng, alpha, n_classes)
+        filled = 0
+        while filled < shard_size:
+            shares = np.where(left > 0, log_q, -np.inf)
+            shares = np.exp(shares - shares.max())
+            wanted = rng.multinomial(shard_size - filled, shares / shares.sum())
+            for c in np.flatnonzero(wanted):
+                take = min(int(wanted[c]), int(left[c]))
+                pool = pools[c]
+                shards[node, filled : filled + take] = pool[left[c] - take : left[c]]
+                left[c] -= take
+                filled += take
+    return shards
+
+
+def _log_dirichlet(rng: np.random.Generator, alpha: float, n: int) -> NDArray[np.float64]:
+    """log of an unnormalised Dirichlet draw: Gamma(a) = Gamma(a + 1) U^(1/a), finite in logs."""
+    return np.log(rng.standard_gamma(alpha + 1, n)) + np.log(rng.random(n)) / alpha

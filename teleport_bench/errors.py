@@ -1,0 +1,18 @@
+"""Errors that a user can act on: their message is shown, their traceback is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave; the message says what was got, expected, and what to do."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'ring'? Known: ring, star, torus`; no guess where none is near."""
+    known = sorted(known)
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    guess = f"; did you mean '{close[0]}'?" if close else "."
+    return f"{guess} Known: {', '.join(known)}"

@@ -1,0 +1,150 @@
+"""Runs specs on this machine and turns what they leave into records."""
+
+from __future__ import annotations
+
+import datetime
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from teleport_bench.errors import UserError, nearest
+from teleport_bench.fleet import Fleet, Tick, group
+from teleport_bench.progress import Meter
+from teleport_bench.record.provenance import code, environment
+from teleport_bench.record.schema import Made, Record
+from teleport_bench.record.store import SUITE_FILE, Store, write_atomically
+from teleport_bench.spec import RunSpec, canonical
+from teleport_bench.suite import PlannedRun, Suite, to_json
+from teleport_bench.tune import chosen
+
+
+def pick_device(name: str) -> torch.device:
+    """auto, cpu, cuda or cuda:N; auto is cuda where there is one. UserError for anything else."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise UserError(
+            f"unknown device '{name}'{nearest(name, ['auto', 'cpu', 'cuda', 'cuda:0'])}"
+        )
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(index or 0) >= count:
+            raise UserError(
+                f"device '{name}' is not there: torch {torch.__version__} sees {count} CUDA "
+                "devices; "
+                "use --device cpu, or install a CUDA build of torch and its driver"
+            )
+    return torch.device(name)
+
+
+def run(spec: RunSpec, device: str = "auto") -> Record:
+    """One run, alone. Source of the settings: `RunSpec`. Returns its record; writes nothing."""
+    return run_fleet([spec], device)[0]
+
+
+def run_fleet(
+    specs: Sequence[RunSpec],
+    device: str = "auto",
+    on_tick: Callable[[Tick], None] = lambda _: None,
+) -> list[Record]:
+    """Runs that fit together advance in lockstep; the records come in the order of the specs.
+
+    Raises UserError, before anything runs, for an unknown device or a problem that cannot be posed.
+    A run that fails or diverges is a record that says so.
+    """
+    for spec in specs:
+        spec.check()
+    on = pick_device(device)
+    records = {r.id: r for part in group(specs) for r in run_group(part, on, on_tick)}
+    return [records[spec.id] for spec in specs]
+
+
+def run_group(
+    specs: Sequence[RunSpec], device: torch.device, on_tick: Callable[[Tick], None]
+) -> list[Record]:
+    """The records of runs that advance in lockstep (see `fleet.group`)."""
+    began = time.perf_counter()
+    fleet, outcomes, error = None, None, None
+    try:
+        fleet = Fleet(specs, device)
+        outcomes = fleet.advance(on_tick)
+    except Exception as exception:  # whatever it is, it ends as a record that says so
+        where = traceback.extract_tb(exception.__traceback__)[-1]
+        error = (
+            f"{type(exception).__name__}: {exception} ({Path(where.filename).name}:{where.lineno})"
+        )
+    seconds = time.perf_counter() - began
+    records = []
+    for i, spec in enumerate(specs):
+        outcome = outcomes[i] if outcomes else None
+        made = Made(
+            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            seconds=seconds,
+            fleet={"runs": len(specs), "rows": sum(s.n_active for s in specs)},
+            phases=outcome.phases if outcome else {},
+            environment=environment(device),
+            code=code(),
+        )
+        common = {"id": spec.id, "spec": spec.model_dump(mode="json"), "made": made}
+        if outcome is None:
+            records.append(Record(status="failed", error=error, **common))
+            continue
+        records.append(
+            Record(
+                status="finished" if outcome.diverged_at is None else "diverged",
+                problem=spec.build_problem().describe(spec.seed, spec.nodes),
+                curves=outcome.curves,
+                diverged_at=outcome.diverged_at,
+                **common,
+            )
+        )
+    return records
+
+
+def run_suite(
+    suite: Suite, store: Store, device: torch.device, meter: Meter, rerun: bool = False
+) -> dict[str, Record]:
+    """All runs of a suite that have no record yet (all of them with rerun), tuning runs first.
+
+    Every fleet's records are on disk before the next fleet starts. A failed run is tried again; a
+    diverged one has a result and is not. Returns the records of the suite's runs by id.
+    """
+    for posed in {(canonical(r.spec.problem), r.spec.nodes): r for r in suite.all_runs()}.values():
+        try:
+            posed.spec.check()
+        except UserError as error:
+            raise UserError(
+                f"{suite.name}, {posed.label}, nodes {posed.spec.nodes}: {error}"
+            ) from None
+    store.prepare()
+    write_atomically(store.folder / SUITE_FILE, to_json(suite).encode())
+    records: dict[str, Record] = {}
+
+    def pending(runs: Sequence[PlannedRun]) -> list[RunSpec]:
+        for run in runs:
+            if not rerun and (record := store.load(run.spec)):
+                records[run.spec.id] = record
+        return [
+            run.spec
+            for run in runs
+            if run.spec.id not in records or records[run.spec.id].status == "failed"
+        ]
+
+    def execute(specs: list[RunSpec]) -> None:
+        for part in group(specs):
+            meter.fleet(part)
+            for record in run_group(part, device, meter.tick):
+                store.save(record)
+                records[record.id] = record
+
+    tuning = pending(suite.tuning)
+    # Before the tuning runs are there it is not known which of the reported ones are.
+    reported = suite.planned() if tuning else suite.reported(chosen(suite, records))
+    meter.start([*tuning, *pending(reported)])
+    execute(tuning)
+    execute(pending(suite.reported(chosen(suite, records))))
+    return records

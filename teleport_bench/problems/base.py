@@ -1,0 +1,93 @@
+"""What the round loop asks of a problem."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Member(NamedTuple):
+    """What the random choices of a run may depend on. Runs of a fleet that agree in it share them:
+    two step sizes see the same nodes, samples and noise."""
+
+    seed: int
+    nodes: int
+    active: int
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """The random choices of `BLOCK` rounds for all distinct members of a fleet, side by side."""
+
+    data: Tensor
+    """(BLOCK, member rows, ...): sample ids or noise, on the device."""
+
+    node: Tensor
+    """(BLOCK, member rows) int64: the holders, counted through all worlds, on the device."""
+
+
+class FleetProblem(ABC):
+    """One problem for the stacked rows of a fleet, on one device."""
+
+    @abstractmethod
+    def initial(self, seed: int) -> Tensor:
+        """(P,): the initial parameters of all nodes; depends on the seed alone."""
+
+    @abstractmethod
+    def draw(self, member: int, block: int, holders: NDArray[np.int64]) -> NDArray[Any]:
+        """(BLOCK, k, ...): the random choices of one member; blocks come in order, from 0.
+
+        holders: (BLOCK, k), who is active.
+        """
+
+    @abstractmethod
+    def gradient(self, x: Tensor, node: Tensor, data: Tensor) -> Tensor:
+        """(rows, P): row a's stochastic gradient of f_node[a] at x[a]. data: (rows, ...)."""
+
+    @abstractmethod
+    def evaluate(self, x: Tensor, mean: Tensor, run: Tensor, world: Tensor) -> dict[str, Tensor]:
+        """(runs,) values by metric. x: (rows, P); run: (rows,), each row's run, ascending;
+        mean: (runs, P), the mean row of each run; world: (runs,), index into the worlds."""
+
+
+class Problem(ABC):
+    """A problem with its options. `worlds` lists the (seed, nodes) pairs that fix each f_i."""
+
+    @property
+    @abstractmethod
+    def n_params(self) -> int:
+        """P, the length of a parameter row."""
+
+    @property
+    @abstractmethod
+    def metrics(self) -> tuple[str, ...]:
+        """Metrics that `evaluate` reports: first the objective that nodes minimise, by which a run
+        is found to diverge, then the headline, which the progress bar shows."""
+
+    @abstractmethod
+    def check(self, n_nodes: int) -> None:
+        """UserError where the problem cannot be posed for n nodes."""
+
+    @abstractmethod
+    def fleet(self, members: Sequence[Member], device: torch.device) -> FleetProblem:
+        """The problem for the distinct members of a fleet."""
+
+    @abstractmethod
+    def describe(self, seed: int, n_nodes: int) -> dict[str, Any]:
+        """What a record says of the problem: data and partition, constants."""
+
+    @abstractmethod
+    def epochs(self, n_nodes: int, gradients: int) -> float:
+        """How often that many gradients go over the data."""
+
+
+def worlds_of(members: Sequence[Member]) -> list[tuple[int, int]]:
+    """The distinct (seed, nodes) of the members, in order of first appearance."""
+    return list(dict.fromkeys((m.seed, m.nodes) for m in members))

@@ -1,0 +1,229 @@
+"""Image classification: a model on data that is dealt out to the nodes."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import PositiveInt
+from torch import Tensor
+from torch.nn import functional as F
+
+from teleport_bench.activation import BLOCK
+from teleport_bench.data import Dataset, load
+from teleport_bench.data.dataset import Split
+from teleport_bench.data.partition import Shards, check_split, deal, label_histogram
+from teleport_bench.errors import UserError
+from teleport_bench.models import Network
+from teleport_bench.problems.base import FleetProblem, Member, Problem, worlds_of
+from teleport_bench.registry import DATA, MODELS, PARTITIONS, PROBLEMS, Choice
+from teleport_bench.seeds import generator
+
+CHUNK = 2**24
+"""Floats in the input of one evaluation pass: bounds its memory."""
+
+
+@PROBLEMS.register("classification")
+class Classification(Problem):
+    """f_i = mean cross-entropy of a model on the shard of node i.
+
+    Batches: "replacement" draws each sample of a batch uniformly from the shard, as the theory has
+    it; "shuffle" goes through the shard in a random order, epoch after epoch, and goes on where the
+    node stopped when it is active again (a batch may reach into the next epoch).
+    """
+
+    def __init__(
+        self,
+        *,
+        model: MODELS.field(),  # type: ignore[valid-type]
+        data: DATA.field(),  # type: ignore[valid-type]
+        partition: PARTITIONS.field() = "iid",  # type: ignore[valid-type]
+        batch_size: PositiveInt = 32,
+        batches: Literal["replacement", "shuffle"] = "replacement",
+    ) -> None:
+        self.model: Choice = model
+        self.data: Choice = data
+        self.partition: Choice = partition
+        self.batch_size = batch_size
+        self.batches = batches
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("train_loss", "test_accuracy", "test_accuracy_rows", "validation_accuracy")
+
+    @functools.cached_property
+    def dataset(self) -> Dataset:
+        return load(self.data)
+
+    @property
+    def n_params(self) -> int:
+        return self.network.n_params
+
+    @functools.cached_property
+    def network(self) -> Network:
+        network: Network = MODELS.build(
+            self.model, self.dataset.input_shape, self.dataset.n_classes
+        )
+        return network
+
+    def check(self, n_nodes: int) -> None:
+        _ = self.network  # a model that does not fit the images says so
+        shard_size = check_split(len(self.dataset.train), n_nodes)
+        if self.batches == "shuffle" and self.batch_size > shard_size:
+            raise UserError(
+                f"batch_size {self.batch_size} is more than the {shard_size} samples of a shard "
+                f"({len(self.dataset.train)} samples, {n_nodes} nodes): take a smaller batch, "
+                'fewer nodes, or batches = "replacement"'
+            )
+
+    def shards(self, seed: int, n_nodes: int) -> Shards:
+        """(n, shard_size) sample ids."""
+        return deal(self.partition, self.dataset.train.labels, n_nodes, seed)
+
+    def describe(self, seed: int, n_nodes: int) -> dict[str, Any]:
+        shards = self.shards(seed, n_nodes)
+        histogram = label_histogram(self.dataset.train.labels, shards, self.dataset.n_classes)
+        return {
+            "data": self.dataset.describe(),
+            "parameters": self.n_params,
+            "shard_size": shards.shape[1],
+            "label_histogram": histogram.tolist(),
+        }
+
+    def epochs(self, n_nodes: int, gradients: int) -> float:
+        used = len(self.dataset.train) // n_nodes * n_nodes
+        return gradients * self.batch_size / used
+
+    def fleet(self, members: Sequence[Member], device: torch.device) -> FleetClassification:
+        return FleetClassification(self, members, device)
+
+
+class FleetClassification(FleetProblem):
+    """Classification on stacked rows: one pass through the network for all of them."""
+
+    def __init__(self, problem: Classification, members: Sequence[Member], device: torch.device):
+        self.problem, self.members, self.device = problem, members, device
+        self.network = problem.network
+        dataset = problem.dataset
+        self.sets = {
+            "train": _to(dataset.train, device),
+            "validation": _to(dataset.validation, device),
+            "test": _to(dataset.test, device),
+        }
+        mean, std = dataset.mean_std
+        self.scale = torch.from_numpy(1 / (dataset.scale * std))[:, None, None].to(device)
+        self.shift = torch.from_numpy(-mean / std)[:, None, None].to(device)
+        shards = {world: problem.shards(*world) for world in worlds_of(members)}
+        sampler = Replacement if problem.batches == "replacement" else Shuffle
+        self.samplers = [
+            sampler(shards[m.seed, m.nodes], m.seed, problem.batch_size) for m in members
+        ]
+
+    def initial(self, seed: int) -> Tensor:
+        rng = generator(seed, "init", model=json.dumps(self.problem.model, sort_keys=True))
+        return torch.from_numpy(self.network.init(rng)).to(self.device)
+
+    def draw(self, member: int, block: int, holders: NDArray[np.int64]) -> NDArray[np.int32]:
+        return self.samplers[member].block(block, holders).astype(np.int32)
+
+    def gradient(self, x: Tensor, node: Tensor, data: Tensor) -> Tensor:
+        images, labels = self.sets["train"]
+        inputs = self._normalised(images[data])
+        leaves = [view.detach().requires_grad_() for view in self.network.views(x)]
+        with torch.enable_grad():
+            logits = self.network.logits(leaves, inputs)
+            # a mean within the row, a sum over rows: each row gets its own gradient
+            loss = (
+                F.cross_entropy(logits.flatten(0, 1), labels[data].flatten(), reduction="sum")
+                / data.shape[1]
+            )
+            gradients = torch.autograd.grad(loss, leaves)
+        return torch.cat([g.flatten(1) for g in gradients], dim=1)
+
+    def evaluate(self, x: Tensor, mean: Tensor, run: Tensor, world: Tensor) -> dict[str, Tensor]:
+        _, rows_accuracy = self._score(x, "test")
+        n_runs = mean.shape[0]
+        sums = torch.zeros(n_runs, dtype=torch.float64, device=x.device)
+        sums.index_add_(0, run, rows_accuracy)
+        return {
+            "train_loss": self._score(mean, "train")[0],
+            "validation_accuracy": self._score(mean, "validation")[1],
+            "test_accuracy": self._score(mean, "test")[1],
+            "test_accuracy_rows": sums / torch.bincount(run, minlength=n_runs),
+        }
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return images.float().mul_(self.scale).add_(self.shift)
+
+    def _score(self, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy and accuracy of each row on a whole set: (rows,) float64 each."""
+        images, labels = self.sets[name]
+        loss = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
+        right = torch.zeros_like(loss)
+        rows = max(1, CHUNK // images[:256].numel())
+        for a in range(0, x.shape[0], rows):
+            params = self.network.views(x[a : a + rows])
+            part = slice(a, a + params[0].shape[0])
+            for b in range(0, len(labels), 256):
+                inputs = self._normalised(images[b : b + 256])
+                inputs = inputs.expand(params[0].shape[0], *inputs.shape)
+                truth = labels[b : b + 256].expand(inputs.shape[:2])
+                logits = self.network.logits(params, inputs)
+                losses = F.cross_entropy(logits.transpose(1, 2), truth, reduction="none")
+                loss[part] += losses.sum(1, dtype=torch.float64)
+                right[part] += (logits.argmax(2) == truth).sum(1)
+        return loss / len(labels), right / len(labels)
+
+
+def _to(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(split.images).to(device), torch.from_numpy(split.labels).to(device)
+
+
+class Replacement:
+    """Each sample of each batch is drawn uniformly from the holder's shard."""
+
+    def __init__(self, shards: Shards, seed: int, batch_size: int) -> None:
+        self.shards, self.seed, self.batch_size = shards, seed, batch_size
+
+    def block(self, block: int, holders: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(BLOCK, k) holders -> (BLOCK, k, batch) sample ids."""
+        n, shard_size = self.shards.shape
+        k = holders.shape[1]
+        rng = generator(self.seed, "batches", nodes=n, active=k, block=block)
+        position = rng.integers(shard_size, size=(BLOCK, k, self.batch_size))
+        return self.shards[holders[:, :, None], position]
+
+
+class Shuffle:
+    """Each node goes through its shard in epochs, in an order of its own for each epoch."""
+
+    def __init__(self, shards: Shards, seed: int, batch_size: int) -> None:
+        self.shards, self.seed, self.batch_size = shards.copy(), seed, batch_size
+        self.position = np.full(len(shards), shards.shape[1])  # all used up: shuffle at first visit
+        self.epoch = np.zeros(len(shards), dtype=np.int64)
+
+    def block(self, block: int, holders: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(BLOCK, k) holders -> (BLOCK, k, batch) sample ids; blocks must come in order."""
+        shard_size, batch = self.shards.shape[1], self.batch_size
+        out = np.empty((*holders.shape, batch), dtype=np.int64)
+        for t, active in enumerate(holders):
+            columns = self.position[active][:, None] + np.arange(batch)
+            out[t] = self.shards[active[:, None], np.minimum(columns, shard_size - 1)]
+            self.position[active] += batch
+            for a in np.flatnonzero(self.position[active] > shard_size):
+                node = active[a]
+                missing = int(self.position[node] - shard_size)
+                self._shuffle(int(node))
+                out[t, a, batch - missing :] = self.shards[node, :missing]
+                self.position[node] = missing
+        return out
+
+    def _shuffle(self, node: int) -> None:
+        rng = generator(self.seed, "shuffle", node=node, epoch=int(self.epoch[node]))
+        self.epoch[node] += 1
+        rng.shuffle(self.shards[node])

@@ -1,0 +1,69 @@
+"""The record of one run."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from teleport_bench.registry import StrictModel
+
+SCHEMA: Literal[1] = 1
+"""Version of the record's layout; a record of another version is not read."""
+
+Status = Literal["finished", "diverged", "failed"]
+
+
+class Made(StrictModel):
+    """When, how fast, where and by which code: all that two runs of one command may differ in."""
+
+    date: str
+    seconds: float
+    """Wall time of the run's fleet."""
+    fleet: dict[str, int]
+    """Runs and rows that advanced together."""
+    phases: dict[str, float]
+    """Seconds in data, gradient, mix and metric: the run's share of its fleet, by rows."""
+    environment: dict[str, Any]
+    code: dict[str, Any]
+
+
+class Record(StrictModel):
+    """One run: its resolved settings, its status, its curves.
+
+    curves: by axis or metric name, one value an evaluation; empty for a failed run, and up to the
+    last sound evaluation for a diverged one, which has no final value.
+    """
+
+    schema_version: Literal[1] = SCHEMA
+    id: str
+    status: Status
+    spec: dict[str, Any]
+    problem: dict[str, Any] = {}
+    curves: dict[str, list[float]] = {}
+    diverged_at: int | None = None
+    error: str | None = None
+    made: Made
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Record:
+        lengths = {len(values) for values in self.curves.values()}
+        if len(lengths) > 1:
+            raise ValueError(f"curves must have one length, got {sorted(lengths)}")
+        if self.status == "failed" and self.curves:
+            raise ValueError("a failed run has no curves")
+        if (self.status == "diverged") != (self.diverged_at is not None):
+            raise ValueError("diverged_at goes with status 'diverged', and with no other")
+        if (self.status == "failed") != (self.error is not None):
+            raise ValueError("error goes with status 'failed', and with no other")
+        return self
+
+    def final(self, metric: str) -> float:
+        """The metric's value at the end; KeyError unless the run finished."""
+        if self.status != "finished":
+            raise KeyError(f"run {self.id} is {self.status}: it has no final {metric}")
+        return self.curves[metric][-1]
+
+    def result(self) -> dict[str, Any]:
+        """All that the run's settings decide: the record without `made`."""
+        return self.model_dump(exclude={"made"})

@@ -1,0 +1,74 @@
+"""Records on disk: one file a run, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from teleport_bench.errors import UserError
+from teleport_bench.record.schema import Record
+from teleport_bench.spec import RunSpec
+
+SUITE_FILE = "suite.json"
+"""Beside the records: the suite as it was run, overrides applied, which the report is built by."""
+
+
+class Store:
+    """The records of one suite, in `folder/runs/`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runs = folder / "runs"
+
+    def prepare(self) -> None:
+        """Make the folders; UserError where that, or writing into them, is not possible."""
+        try:
+            self.runs.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.runs):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"cannot write results to {self.folder}: {error.strerror or error}; "
+                "name another folder with --out"
+            ) from error
+
+    def path(self, spec: RunSpec) -> Path:
+        """`dsgd-ring-n32-k32-lr0.1-s0-<id>.json`: readable, and unique by the id."""
+        text = (
+            f"{spec.algorithm['name']}-{spec.topology['name']}-n{spec.nodes}-k{spec.n_active}"
+            f"-lr{spec.lr:g}-s{spec.seed}"
+        )
+        return self.runs / f"{re.sub(r'[^A-Za-z0-9._+-]', '_', text)}-{spec.id}.json"
+
+    def save(self, record: Record) -> None:
+        """Write the record, or leave what was there."""
+        text = record.model_dump_json(indent=None) + "\n"
+        write_atomically(self.path(RunSpec.model_validate(record.spec)), text.encode())
+
+    def load(self, spec: RunSpec) -> Record | None:
+        """The record of that run; None where there is none, or none that can be read."""
+        try:
+            record = Record.model_validate_json(self.path(spec).read_bytes())
+        except (OSError, ValidationError):
+            return None
+        return record if record.id == spec.id else None
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that no reader, and no crash, ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,160 @@
+"""Named components that suites choose from: algorithms, topologies, problems, models, data.
+
+A component is a function or class registered under a name. Its keyword-only parameters are its
+options: their annotations say what is valid and their defaults what applies when a suite is silent,
+so that one signature serves the Python API, the suite files and the record.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, TypeVar, get_type_hints
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from teleport_bench.errors import UserError, nearest
+
+C = TypeVar("C", bound=Callable[..., Any])
+Choice = dict[str, Any]
+"""A chosen component: its name under "name", beside its options, each with its value."""
+
+
+class StrictModel(BaseModel):
+    """A model that refuses unknown keys, naming the nearest known one, and infinite numbers."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            known = cls.model_fields
+            unknown = [key for key in data if key not in known]
+            if unknown:
+                raise error_at(
+                    *((key, f"unknown key '{key}'{nearest(key, known)}") for key in unknown)
+                )
+        return data
+
+
+def error_at(*places: tuple[str, str]) -> ValidationError:
+    """A validation error with one (key, message) a place, for use inside validators."""
+    return ValidationError.from_exception_data(
+        "input",
+        [
+            InitErrorDetails(
+                type=PydanticCustomError("invalid", "{message}", {"message": message}),
+                loc=(key,),
+                input=None,
+            )
+            for key, message in places
+        ],
+    )
+
+
+@dataclass(frozen=True)
+class Entry(Generic[C]):
+    """One registered component."""
+
+    name: str
+    component: C
+    options: type[StrictModel]
+
+    @property
+    def summary(self) -> str:
+        """First line of the docstring."""
+        return (inspect.getdoc(self.component) or "").partition("\n")[0]
+
+
+class Registry(Generic[C]):
+    """The components of one kind; the modules of its package are imported on first use."""
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self._package: str | None = package
+        self._entries: dict[str, Entry[C]] = {}
+
+    def register(self, name: str) -> Callable[[C], C]:
+        """Decorator: register a function or class under a name."""
+
+        def decorate(component: C) -> C:
+            if name in self._entries:
+                raise ValueError(f"{self.kind} '{name}' is registered twice")
+            self._entries[name] = Entry(name, component, _options_of(component))
+            return component
+
+        return decorate
+
+    def names(self) -> list[str]:
+        """All registered names, sorted."""
+        self._discover()
+        return sorted(self._entries)
+
+    def __iter__(self) -> Iterator[Entry[C]]:
+        return (self._entries[name] for name in self.names())
+
+    def __getitem__(self, name: str) -> Entry[C]:
+        self._discover()
+        if name not in self._entries:
+            raise UserError(f"unknown {self.kind} '{name}'{nearest(name, self._entries)}")
+        return self._entries[name]
+
+    def resolve(self, choice: str | Choice) -> Choice:
+        """A name, or a table with a name and options, with every option checked and filled in."""
+        if isinstance(choice, str):
+            choice = {"name": choice}
+        if not isinstance(choice, dict) or not isinstance(choice.get("name"), str):
+            raise ValueError(f"expected a {self.kind} name, or a table with a name, got {choice!r}")
+        options = {key: value for key, value in choice.items() if key != "name"}
+        entry = self[choice["name"]]
+        return {"name": entry.name, **entry.options.model_validate(options).model_dump()}
+
+    def build(self, choice: Choice, *args: Any) -> Any:
+        """Call the chosen component with args and its options; the choice must be resolved."""
+        options = {key: value for key, value in choice.items() if key != "name"}
+        return self[choice["name"]].component(*args, **options)
+
+    def field(self) -> Any:
+        """The type of a pydantic field that holds a choice from this registry."""
+        return Annotated[Choice, BeforeValidator(self.resolve)]
+
+    def _discover(self) -> None:
+        if self._package:
+            package, self._package = importlib.import_module(self._package), None
+            for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
+                importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def _options_of(component: Callable[..., Any]) -> type[StrictModel]:
+    signature = inspect.signature(component)
+    function = component.__init__ if inspect.isclass(component) else component
+    hints = get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {
+        p.name: (hints[p.name], ... if p.default is p.empty else p.default)
+        for p in signature.parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    }
+    return create_model(f"{component.__name__}Options", __base__=StrictModel, **fields)
+
+
+ALGORITHMS: Registry[Any] = Registry("algorithm", "teleport_bench.algorithms")
+TOPOLOGIES: Registry[Any] = Registry("topology", "teleport_bench.topologies")
+PROBLEMS: Registry[Any] = Registry("problem", "teleport_bench.problems")
+MODELS: Registry[Any] = Registry("model", "teleport_bench.models")
+DATA: Registry[Any] = Registry("data set", "teleport_bench.data")
+PARTITIONS: Registry[Any] = Registry("partition", "teleport_bench.data")
+SCHEDULES: Registry[Any] = Registry("schedule", "teleport_bench.schedules")

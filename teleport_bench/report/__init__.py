@@ -1,0 +1,1 @@
+"""Tables, figures and the page: pure functions of a suite and its records."""

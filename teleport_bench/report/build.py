@@ -1,0 +1,83 @@
+"""From records to files: build in memory, then write or compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from teleport_bench.errors import UserError
+from teleport_bench.record import Record, Store
+from teleport_bench.record.store import SUITE_FILE, write_atomically
+from teleport_bench.report.frame import Frame, frame
+from teleport_bench.report.tables import Table, build_table, tuning_table
+from teleport_bench.suite import Suite, from_json
+from teleport_bench.tune import chosen
+
+
+def open_report(folder: Path) -> tuple[Suite, dict[str, Record]]:
+    """The suite that was run into a folder, and the records that are there."""
+    try:
+        suite = from_json((folder / SUITE_FILE).read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} holds no results: run the suite first, or name its --out folder"
+        ) from None
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{folder / SUITE_FILE} cannot be read ({error}): run the suite again"
+        ) from error
+    return suite, load_records(suite, Store(folder))
+
+
+def load_records(suite: Suite, store: Store) -> dict[str, Record]:
+    """The records of the suite's runs that are on disk, by run id."""
+    records: dict[str, Record] = {}
+    for run in suite.tuning:
+        if record := store.load(run.spec):
+            records[record.id] = record
+    for run in suite.reported(chosen(suite, records)):
+        if record := store.load(run.spec):
+            records[record.id] = record
+    return records
+
+
+def build(suite: Suite, records: Mapping[str, Record]) -> tuple[list[Table], dict[str, bytes]]:
+    """The tables, and the content of every file of the report by its path."""
+    from teleport_bench.report import figures, page  # load seaborn and matplotlib
+
+    data: Frame = frame(suite, records)
+    tuned = tuning_table(data)
+    tables = [build_table(data, spec) for spec in suite.spec.table] + ([tuned] if tuned else [])
+    files: dict[str, bytes] = {}
+    for table in tables:
+        files[f"tables/{table.name}.md"] = table.markdown().encode()
+        files[f"tables/{table.name}.csv"] = table.csv().encode()
+        files[f"tables/{table.name}.tex"] = table.latex().encode()
+    drawn: dict[str, bytes] = {}
+    for spec in suite.spec.figure:
+        forms = figures.draw(data, spec)
+        drawn[spec.name] = forms["svg"]
+        for form, content in forms.items():
+            files[f"figures/{spec.name}.{form}"] = content
+    files["index.html"] = page.render(data, tables, drawn).encode()
+    return tables, files
+
+
+def write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write every file, each whole or not at all."""
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+
+
+def check(folder: Path, files: Mapping[str, bytes]) -> list[str]:
+    """The files on disk that are not what the records give, byte for byte."""
+    wrong = []
+    for name, content in files.items():
+        path = folder / name
+        if not path.is_file():
+            wrong.append(f"{name}: is not there")
+        elif path.read_bytes() != content:
+            wrong.append(f"{name}: differs")
+    return wrong

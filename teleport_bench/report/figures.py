@@ -1,0 +1,144 @@
+"""Figures as SVG and PNG, the same bytes from the same records."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator, ScalarFormatter
+
+from teleport_bench.metrics import AXES, METRICS
+from teleport_bench.report.frame import Frame
+from teleport_bench.report.style import Style, style_of
+from teleport_bench.suite import FigureSpec
+
+SETTINGS = {
+    "nodes": "nodes n",
+    "active": "active nodes k",
+    "lr": "step size",
+    "seed": "seed",
+}
+
+
+def draw(frame: Frame, spec: FigureSpec) -> dict[str, bytes]:
+    """{"svg": .., "png": ..}: one panel a value of spec.columns, one line a method."""
+    runs = frame.runs
+    values = sorted(runs[spec.columns].unique()) if spec.columns and len(runs) else [None]
+    with mpl.rc_context(
+        {**sns.axes_style("whitegrid"), **sns.plotting_context("paper"), "svg.hashsalt": spec.name}
+    ):
+        figure = Figure(figsize=(3.4 * len(values) + 2.1, 3.1), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(1, len(values), sharey=True, squeeze=False)[0]
+        for ax, value in zip(panels, values, strict=True):
+            inside = lambda data, v=value: data if v is None else data[data[spec.columns] == v]  # noqa: E731
+            _panel(ax, frame, spec, inside)
+            if value is not None:
+                ax.set_title(f"{SETTINGS[str(spec.columns)]} = {value}")
+        for ax in panels[1:]:
+            ax.set_ylabel("")
+        _legend(figure, frame)
+        return {"svg": _save(figure, "svg"), "png": _save(figure, "png")}
+
+
+def _panel(ax: Axes, frame: Frame, spec: FigureSpec, inside: Any) -> None:
+    x_axis: str = spec.x
+    curve = x_axis in AXES
+    runs = inside(frame.runs)
+    data = inside(frame.curves) if curve and len(frame.curves) else runs
+    # Only cells in which every run finished have a line; the others are named below it.
+    bad = set(runs.loc[runs["status"] != "finished", "cell"]) if len(runs) else set()
+    data = data[~data["cell"].isin(bad)] if len(data) else data
+    metric = METRICS[spec.y]
+    if len(data) and spec.y in data:
+        if curve:
+            # Seeds may differ a little in x (bytes): each evaluation is drawn at their mean.
+            mean_x = data.groupby(["cell", "rounds"])[spec.x].transform("mean")
+            data = data.assign(**{spec.x: mean_x})
+        styles = _styles(frame)
+        sns.lineplot(
+            data.assign(method=data["label"]),
+            x=spec.x,
+            y=spec.y,
+            hue="method",
+            style="method",
+            palette={k: s.colour for k, s in styles.items()},
+            markers={k: s.marker for k, s in styles.items()},
+            dashes={k: s.dashes for k, s in styles.items()},
+            estimator="mean",
+            errorbar=("pi", 100),
+            err_style="band" if curve else "bars",
+            err_kws={"alpha": 0.15, "linewidth": 0} if curve else {"capsize": 2},
+            markevery=0.2 if curve else None,
+            markersize=5,
+            legend=False,
+            ax=ax,
+        )
+    if metric.log:
+        ax.set_yscale("log")
+    if spec.ylim:
+        ax.set_ylim(spec.ylim)
+    ax.set_ylabel(metric.label)
+    ax.set_xlabel(AXES.get(spec.x) or SETTINGS[spec.x])
+    if spec.x in ("nodes", "active") and len(data):
+        ax.set_xscale("log", base=2)
+        ax.margins(x=0.12)
+        ax.xaxis.set_major_locator(FixedLocator(sorted(data[spec.x].unique())))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+    elif spec.x == "lr":
+        ax.set_xscale("log")
+    elif curve and x_axis != "rounds":
+        unit = "B" if spec.x.startswith("bytes") else ""
+        ax.xaxis.set_major_formatter(EngFormatter(unit=unit))
+    for i, line in enumerate(_unfinished(runs)):
+        ax.text(0.02, 0.02 + 0.07 * i, line, transform=ax.transAxes, fontsize=7, color="#a00000")
+
+
+def _unfinished(runs: pd.DataFrame) -> list[str]:
+    """`D-SGD, n = 8: 2 of 5 diverged` for each cell without a line."""
+    lines = []
+    for _, mine in runs.groupby("cell", sort=False) if len(runs) else ():
+        counts = mine.loc[mine["status"] != "finished", "status"].value_counts(sort=False)
+        label, nodes = mine["label"].iloc[0], mine["nodes"].iloc[0]
+        lines += [f"{label}, n = {nodes}: {c} of {len(mine)} {s}" for s, c in counts.items()]
+    return lines
+
+
+def _styles(frame: Frame) -> dict[str, Style]:
+    styles: dict[str, Style] = {}
+    for run in frame.reported:
+        spec = run.spec
+        style = style_of(spec.algorithm["name"], spec.n_active, spec.topology["name"])
+        styles.setdefault(run.label, style)
+    return styles
+
+
+def _legend(figure: Figure, frame: Frame) -> None:
+    handles = []
+    for label, style in _styles(frame).items():
+        line = Line2D([], [], color=style.colour, marker=style.marker, markersize=5, label=label)
+        line.set_markeredgecolor("white")
+        if style.dashes:
+            line.set_dashes(style.dashes)
+        handles.append(line)
+    seeds = frame.runs.groupby("cell").size().max() if len(frame.runs) else 0
+    title = f"mean of {seeds} seeds,\nand range from min to max" if seeds > 1 else "one seed"
+    figure.legend(
+        handles=handles, loc="outside right upper", title=title, frameon=False, alignment="left"
+    )
+
+
+def _save(figure: Figure, form: str) -> bytes:
+    out = io.BytesIO()
+    # No date and no version of the renderer: the bytes depend on the records.
+    metadata = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}[form]
+    figure.savefig(out, format=form, dpi=150, metadata=metadata)
+    return out.getvalue()

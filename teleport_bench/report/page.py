@@ -1,0 +1,178 @@
+"""The page: one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from teleport_bench.report.frame import Frame
+from teleport_bench.report.tables import Table
+
+
+def render(frame: Frame, tables: Sequence[Table], figures: Mapping[str, bytes]) -> str:
+    """index.html; figures: the SVG of each figure of the suite by its name."""
+    template = resources.files("teleport_bench.report").joinpath("page.html.j2").read_text()
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=False,
+        keep_trailing_newline=True,
+    )
+    spec = frame.suite.spec
+    return environment.from_string(template).render(
+        title=spec.title,
+        about=[p for p in spec.about.strip().split("\n\n") if p],
+        counts=counts(frame),
+        warnings=warnings(frame),
+        tables=[
+            # the table escapes its own cells
+            {"name": t.name, "caption": t.caption, "notes": t.notes, "html": Markup(t.html())}
+            for t in tables
+        ],
+        figures=[
+            {
+                "name": f.name,
+                "caption": f.caption or f.name,
+                "data": base64.b64encode(figures[f.name]).decode(),
+            }
+            for f in spec.figure
+        ],
+        unfinished=unfinished(frame),
+        code=_code(frame),
+        time=_time(frame),
+        environments=_environments(frame),
+        problems=_problems(frame),
+        source=_json(frame.suite.source),
+        settings=_json(
+            {
+                f"{label}, n = {s.nodes}": s.model_dump(mode="json")
+                for _, label, s in frame.suite.cells()
+            }
+        ),
+    )
+
+
+def counts(frame: Frame) -> str:
+    """`50 reported runs: 48 finished, 2 diverged; 140 tuning runs: 140 finished.`"""
+    parts = []
+    statuses = frame.runs["status"].tolist() if len(frame.runs) else []
+    missing_cells = len(frame.suite.planned()) - len(statuses)
+    parts.append(("reported", [*statuses, *["missing"] * missing_cells]))
+    if frame.suite.tuning:
+        tuned = [frame.records.get(run.spec.id) for run in frame.suite.tuning]
+        parts.append(("tuning", [r.status if r else "missing" for r in tuned]))
+    texts = [
+        f"{len(found)} {kind} runs: "
+        + ", ".join(f"{n} {s}" for s, n in sorted(Counter(found).items()))
+        for kind, found in parts
+    ]
+    return "; ".join(texts) + "."
+
+
+def warnings(frame: Frame) -> list[str]:
+    """What a reader should know before trusting the numbers."""
+    used = frame.used
+    found = []
+    commits = sorted({str(r.made.code.get("commit"))[:12] for r in used})
+    if len(commits) > 1:
+        found.append(f"These runs were made by different code: commits {', '.join(commits)}.")
+    dirty = sum(bool(r.made.code.get("dirty")) for r in used)
+    if dirty:
+        found.append(f"{dirty} of {len(used)} runs were made by code with uncommitted changes.")
+    sums = {
+        json.dumps([data.get("name"), data.get("sha256")])
+        for r in used
+        if (data := r.problem.get("data"))
+    }
+    if len(sums) > len({json.loads(s)[0] for s in sums}):
+        found.append("These runs read different versions of a data set of the same name.")
+    none = [c for c, choice in frame.choices.items() if choice.lr is None]
+    labels = {cell: f"{label}, n = {spec.nodes}" for cell, label, spec in frame.suite.cells()}
+    found += [
+        f"No step size of the grid worked for {labels[cell]}: it has no results." for cell in none
+    ]
+    return found
+
+
+def unfinished(frame: Frame) -> list[str]:
+    """Reported and tuning runs that have no result, with the reason."""
+    lines = []
+    for kind, runs in (("", frame.reported), ("tuning, ", frame.suite.tuning)):
+        for run in runs:
+            record = frame.records.get(run.spec.id)
+            if record and record.status == "finished":
+                continue
+            what = "missing"
+            if record:
+                what = f"diverged, seen after round {record.diverged_at}"
+                what = f"failed: {record.error}" if record.status == "failed" else what
+            s = run.spec
+            lines.append(
+                f"{kind}{run.label}, n = {s.nodes}, step size {s.lr:g}, seed {s.seed}: {what}"
+            )
+    return lines
+
+
+def _code(frame: Frame) -> str:
+    made = Counter(
+        f"teleport-bench {c.get('version')}"
+        + (f", commit {str(c['commit'])[:12]}" if c.get("commit") else "")
+        + (" with uncommitted changes" if c.get("dirty") else "")
+        for c in (r.made.code for r in frame.used)
+    )
+    dates = sorted(r.made.date for r in frame.used)
+    span = f" Made from {dates[0]} to {dates[-1]}." if dates else ""
+    return "; ".join(f"{text} ({n} runs)" for text, n in sorted(made.items())) + "." + span
+
+
+def _time(frame: Frame) -> str:
+    totals: Counter[str] = Counter()
+    for record in frame.used:
+        totals.update(record.made.phases)
+    phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in totals.items())
+    return f"Time in the round loop, all runs: {phases}." if phases else "No time was recorded."
+
+
+def _environments(frame: Frame) -> list[dict[str, str]]:
+    found: dict[str, dict[str, Any]] = {}
+    for record in frame.used:
+        found.setdefault(record.made.environment["id"], record.made.environment)
+    return [
+        {"title": f"Environment {key}: {e['device']}, {e['processor']}", "text": _json(e)}
+        for key, e in sorted(found.items())
+    ]
+
+
+def _problems(frame: Frame) -> list[dict[str, str]]:
+    """Data and label histogram of the first seed of each n."""
+    found: dict[int, tuple[int, dict[str, Any]]] = {}
+    for run in frame.reported:
+        record = frame.records.get(run.spec.id)
+        if record and record.problem:
+            found.setdefault(run.spec.nodes, (run.spec.seed, record.problem))
+    return [
+        {"title": f"Problem of seed {seed} with n = {nodes}", "text": _problem(problem)}
+        for nodes, (seed, problem) in sorted(found.items())
+    ]
+
+
+def _problem(problem: dict[str, Any]) -> str:
+    """JSON, with each node's label histogram on one line."""
+    rest = {k: v for k, v in problem.items() if k != "label_histogram"}
+    histogram = problem.get("label_histogram")
+    lines = [_json(rest)]
+    if histogram:
+        lines.append("samples by class, a node a line:")
+        lines += [f"{i:4d}: " + " ".join(f"{c:4d}" for c in row) for i, row in enumerate(histogram)]
+    return "\n".join(lines)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)

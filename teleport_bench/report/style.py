@@ -1,0 +1,61 @@
+"""How a method looks, decided by its names alone, so that it looks the same in every figure."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any, NamedTuple
+
+from teleport_bench.algorithms import Algorithm
+from teleport_bench.registry import ALGORITHMS
+
+# Okabe and Ito's colours, distinguishable with any common form of colour blindness.
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+
+COLOURS = {"dsgd": VERMILION, "teleportation": BLUE}
+OTHERS = (GREEN, PURPLE, ORANGE, SKY, BLACK)
+
+# Shades of TELEPORTATION and its kin by k: 1, 2, 4, .. from light to dark.
+SHADES = (0.62, 0.42, 0.18, -0.12, -0.4, -0.6, -0.75)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES: dict[str, tuple[float, ...] | str] = {
+    "ring": "",
+    "torus": (4, 1.5),
+    "exponential": (2, 1),
+    "one_peer_exponential": (1, 1),
+    "complete": (6, 1, 1, 1),
+    "star": (3, 1, 1, 1, 1, 1),
+    "random_regular": (5, 2, 2, 2),
+}
+
+
+class Style(NamedTuple):
+    colour: str
+    marker: str
+    dashes: Any
+
+
+def style_of(algorithm: str, active: int, topology: str) -> Style:
+    """Colour by algorithm, shade and marker by k for algorithms that choose it, dashes by graph."""
+    colour = COLOURS.get(algorithm) or OTHERS[_hash(algorithm) % len(OTHERS)]
+    component = ALGORITHMS[algorithm].component
+    marker = MARKERS[-1 - _hash(algorithm) % 2]
+    if isinstance(component, type) and issubclass(component, Algorithm) and component.partial:
+        step = round(math.log2(active))
+        colour = _shade(colour, SHADES[min(step, len(SHADES) - 1)])
+        marker = MARKERS[step % 6]
+    dashes = DASHES.get(topology, (1 + _hash(topology) % 5, 1 + _hash(topology) % 3))
+    return Style(colour, marker, dashes)
+
+
+def _hash(name: str) -> int:
+    return hashlib.blake2b(name.encode(), digest_size=4).digest()[0]
+
+
+def _shade(colour: str, towards_white: float) -> str:
+    """Mixed with white by a positive share, with black by a negative one."""
+    rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    end = 255 if towards_white > 0 else 0
+    mixed = (round(c + (end - c) * abs(towards_white)) for c in rgb)
+    return "#" + "".join(f"{c:02x}" for c in mixed)

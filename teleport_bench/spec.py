@@ -1,0 +1,136 @@
+"""RunSpec: everything that decides the result of a run, checked and complete."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+from teleport_bench.algorithms import Algorithm
+from teleport_bench.errors import UserError
+from teleport_bench.problems import Problem
+from teleport_bench.registry import (
+    ALGORITHMS,
+    PROBLEMS,
+    SCHEDULES,
+    TOPOLOGIES,
+    Choice,
+    StrictModel,
+    error_at,
+)
+from teleport_bench.schedules import Factor
+from teleport_bench.topologies import Topology, topology
+
+EVALUATIONS = 20
+"""Evaluations in a run that does not say `eval_every`."""
+
+
+class RunSpec(StrictModel):
+    """One run. A component (algorithm, topology, problem, schedule) is a name, or a table with one.
+
+    nodes: n. active: k, the nodes that are active in a round; only for algorithms that choose them.
+    topology: on the k active tokens. lr: step size eta. momentum: beta of heavy ball or Nesterov.
+    rounds: T. eval_every: rounds between evaluations; round 0 and the last are always evaluated.
+    storage: "slots" keeps a row a token, "nodes" a row a node with gather and scatter; same floats.
+
+    Raises pydantic.ValidationError (a ValueError) that names each key and what it should be.
+    """
+
+    algorithm: ALGORITHMS.field()  # type: ignore[valid-type]
+    nodes: PositiveInt
+    active: PositiveInt | None = None
+    topology: TOPOLOGIES.field() = "ring"  # type: ignore[valid-type]
+    problem: PROBLEMS.field()  # type: ignore[valid-type]
+    lr: NonNegativeFloat
+    schedule: SCHEDULES.field() = "constant"  # type: ignore[valid-type]
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: NonNegativeFloat = 0.0
+    rounds: PositiveInt
+    eval_every: PositiveInt | None = None
+    seed: NonNegativeInt = 0
+    storage: Literal["slots", "nodes"] = "slots"
+
+    @model_validator(mode="after")
+    def _complete(self) -> RunSpec:
+        method = build_algorithm(self.algorithm)
+        name = self.algorithm["name"]
+        active = self.active
+        if active is None:
+            if method.partial:
+                raise error_at(("active", f"{name} needs active, the nodes of a round: give 1..n"))
+            active = self.nodes
+        elif active > self.nodes:
+            raise error_at(("active", f"active = {active} is more than nodes = {self.nodes}"))
+        elif not method.partial and active != self.nodes:
+            raise error_at(
+                (
+                    "active",
+                    f"{name} has all nodes active, got {active} of {self.nodes}: leave it out",
+                )
+            )
+        if self.nesterov and not self.momentum:
+            raise error_at(("nesterov", "nesterov = true needs momentum > 0, got momentum = 0"))
+        # frozen for users, completed here
+        object.__setattr__(self, "active", active)
+        object.__setattr__(
+            self, "eval_every", self.eval_every or max(1, self.rounds // EVALUATIONS)
+        )
+        for key, build in (("topology", self.build_topology), ("problem", self.build_problem)):
+            try:
+                build()
+            except UserError as error:
+                raise error_at((key, str(error))) from None
+        return self
+
+    @property
+    def n_active(self) -> int:
+        """k: the number of tokens, and of rows."""
+        assert self.active is not None
+        return self.active
+
+    @functools.cached_property
+    def id(self) -> str:
+        """12 hex digits that identify the run: a hash of every setting, defaults included."""
+        return hashlib.sha256(canonical(self.model_dump(mode="json")).encode()).hexdigest()[:12]
+
+    def check(self) -> None:
+        """UserError where the problem cannot be posed for these nodes; reads the data."""
+        self.build_problem().check(self.nodes)
+
+    def evaluations(self) -> list[int]:
+        """Rounds after which metrics are taken: 0, every eval_every, and the last."""
+        assert self.eval_every is not None
+        return sorted({*range(0, self.rounds + 1, self.eval_every), self.rounds})
+
+    def build_algorithm(self) -> Algorithm:
+        return build_algorithm(self.algorithm)
+
+    def build_topology(self) -> Topology:
+        return topology(self.topology, self.n_active)
+
+    def build_schedule(self) -> Factor:
+        factor: Factor = SCHEDULES.build(self.schedule, self.rounds)
+        return factor
+
+    def build_problem(self) -> Problem:
+        return build_problem(canonical(self.problem))
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def build_algorithm(choice: Choice) -> Algorithm:
+    algorithm: Algorithm = ALGORITHMS.build(choice)
+    return algorithm
+
+
+@functools.lru_cache(maxsize=32)
+def build_problem(choice: str) -> Problem:
+    problem: Problem = PROBLEMS.build(json.loads(choice))
+    return problem

@@ -1,0 +1,35 @@
+"""Communication graphs: schedules of doubly stochastic mixing matrices, one file a family.
+
+A topology is a registered function of the number of nodes that returns a `Topology`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any
+
+from teleport_bench.errors import UserError
+from teleport_bench.registry import TOPOLOGIES, Choice
+from teleport_bench.topologies.schedule import Topology
+
+
+def topology(name: str | Choice, n_nodes: int, **options: Any) -> Topology:
+    """The topology of that name on n nodes: `topology("random_regular", 24, degree=4)`.
+
+    Raises UserError for an unknown name or n < 1, ValidationError for an option that does not fit,
+    UserError where no such graph exists.
+    """
+    choice = name if isinstance(name, dict) else {"name": name, **options}
+    if not isinstance(n_nodes, int) or n_nodes < 1:
+        raise UserError(f"a topology needs at least 1 node, got {n_nodes!r}")
+    return _build(json.dumps(TOPOLOGIES.resolve(choice), sort_keys=True), n_nodes)
+
+
+@functools.lru_cache(maxsize=256)
+def _build(choice: str, n_nodes: int) -> Topology:
+    built: Topology = TOPOLOGIES.build(json.loads(choice), n_nodes)
+    return built
+
+
+__all__ = ["Topology", "topology"]

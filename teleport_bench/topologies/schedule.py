@@ -1,0 +1,79 @@
+"""What every topology is: a periodic sequence of mixing matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from teleport_bench.topologies.spectrum import spectral_gap
+from teleport_kernels import Mixing
+
+
+@dataclass(frozen=True, eq=False)
+class Topology:
+    """A periodic schedule of doubly stochastic mixing matrices W^(0) .. W^(period - 1) on n nodes.
+
+    Row i receives: `x_i <- sum_j W[i, j] x_j`. A static graph has period 1.
+    """
+
+    mixings: Sequence[Mixing]
+
+    @property
+    def n_nodes(self) -> int:
+        return self.mixings[0].n_rows
+
+    @property
+    def period(self) -> int:
+        """Rounds after which the sequence of graphs repeats."""
+        return len(self.mixings)
+
+    def mixing(self, t: int) -> Mixing:
+        """W^(t mod period) as a sparse matrix."""
+        return self.mixings[t % self.period]
+
+    def matrix(self, t: int = 0) -> Tensor:
+        """W^(t mod period) as an (n, n) float64 tensor."""
+        return self.mixing(t).dense()
+
+    def spectral_gap(self) -> float:
+        """p = 1 - ||W - J||_2^2 a round, J = 11^T/n; see `spectrum.spectral_gap`."""
+        return spectral_gap([self.matrix(t) for t in range(self.period)])
+
+
+def static(mixing: Mixing) -> Topology:
+    """A graph that is the same in every round."""
+    return Topology((mixing,))
+
+
+def metropolis_hastings(n: int, edges: Iterable[tuple[int, int]]) -> Mixing:
+    """Metropolis-Hastings weights on an undirected graph: 1 / (1 + max(deg i, deg j)) on an edge.
+
+    The rest of each row stays at home, so W is symmetric and doubly stochastic. An edge may be
+    given twice or in both directions; loops are ignored. Source: Xiao, Boyd and Kim 2007.
+    """
+    undirected = sorted({(min(i, j), max(i, j)) for i, j in edges if i != j})
+    pairs = torch.tensor(undirected, dtype=torch.int64).reshape(-1, 2)
+    i, j = torch.cat([pairs, pairs.flip(1)]).T
+    degree = torch.bincount(i, minlength=n)
+    weight = 1.0 / (1 + torch.maximum(degree[i], degree[j])).double()
+    home = 1 - torch.zeros(n, dtype=torch.float64).index_add_(0, i, weight)
+    home[home.abs() < 1e-12] = 0.0  # rounding of a full row is no self-loop
+    every, keeps = torch.arange(n), home != 0
+    return Mixing.from_edges(
+        n,
+        torch.cat([i, every[keeps]]),
+        torch.cat([j, every[keeps]]),
+        torch.cat([weight, home[keeps]]),
+    )
+
+
+def circulant(n: int, offsets: Sequence[int]) -> Mixing:
+    """Row i receives equal shares of itself and of the nodes i + offset mod n, each once."""
+    distinct = torch.tensor(sorted({0, *(offset % n for offset in offsets)}))
+    row = torch.arange(n).repeat_interleave(len(distinct))
+    col = (row.reshape(n, -1) + distinct).remainder(n).flatten()
+    weight = torch.full((row.numel(),), 1 / len(distinct), dtype=torch.float64)
+    return Mixing.from_edges(n, row, col, weight)
