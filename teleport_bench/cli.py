@@ -21,6 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"teleport-bench: {error}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        print("\nteleport-bench: stopped; the same command goes on where it was", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe left, as `head` does
         sys.stderr.close()
         return OK
@@ -119,11 +122,8 @@ def _run(options: argparse.Namespace) -> int:
         records = run_suite(suite, store, device, meter, options.rerun)
     except KeyboardInterrupt:
         meter.close()
-        print(
-            f"\nstopped; finished runs are kept in {store.runs}; the same command goes on there",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
+        print(f"\nfinished runs are kept in {store.runs}", file=sys.stderr)
+        raise
     meter.close()
     print(f"{len(records)} runs, {meter.executed} of them now", file=sys.stderr)
     return _finish(folder, options.suite)

@@ -26,7 +26,11 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+    if (
+        kind not in ("cpu", "cuda")
+        or name.endswith(":")
+        or (index and not (index.isascii() and index.isdigit()))
+    ):
         raise UserError(
             f"unknown device '{name}'{nearest(name, ['auto', 'cpu', 'cuda', 'cuda:0'])}"
         )

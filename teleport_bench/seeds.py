@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import numpy as np
 
@@ -12,8 +13,8 @@ def seed_for(base: int, stream: str, **names: int | str) -> int:
 
     The order of the names does not matter; a name more or less gives another stream.
     """
-    parts = [f"base={base}", f"stream={stream}", *(f"{k}={v}" for k, v in sorted(names.items()))]
-    digest = hashlib.blake2b("\n".join(parts).encode(), digest_size=16).digest()
+    text = json.dumps([base, stream, names], sort_keys=True)
+    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
     return int.from_bytes(digest, "little")
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 
 from teleport_bench.algorithms import Algorithm
 from teleport_bench.errors import UserError
@@ -23,6 +23,8 @@ from teleport_bench.registry import (
 )
 from teleport_bench.schedules import Factor
 from teleport_bench.topologies import Topology, topology
+
+Count = Annotated[int, Field(gt=0, strict=True)]
 
 EVALUATIONS = 20
 """Evaluations in a run that does not say `eval_every`."""
@@ -40,8 +42,8 @@ class RunSpec(StrictModel):
     """
 
     algorithm: ALGORITHMS.field()  # type: ignore[valid-type]
-    nodes: PositiveInt
-    active: PositiveInt | None = None
+    nodes: Count
+    active: Count | None = None
     topology: TOPOLOGIES.field() = "ring"  # type: ignore[valid-type]
     problem: PROBLEMS.field()  # type: ignore[valid-type]
     lr: NonNegativeFloat
@@ -49,9 +51,9 @@ class RunSpec(StrictModel):
     momentum: float = Field(default=0.0, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: NonNegativeFloat = 0.0
-    rounds: PositiveInt
-    eval_every: PositiveInt | None = None
-    seed: NonNegativeInt = 0
+    rounds: Count
+    eval_every: Count | None = None
+    seed: int = Field(default=0, ge=0, strict=True)
     storage: Literal["slots", "nodes"] = "slots"
 
     @model_validator(mode="after")

@@ -5,24 +5,34 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, ValidationError
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, ValidationError
 
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.metrics import AXES, METRICS
 from teleport_bench.registry import StrictModel
 from teleport_bench.spec import RunSpec, build_algorithm, canonical
 
-MetricName = Literal[tuple(METRICS)]  # type: ignore[valid-type]
-AxisName = Literal[tuple(AXES)]  # type: ignore[valid-type]
 SpecKey = Literal["nodes", "active", "lr", "seed"]
+FigureX = Literal[(*AXES, *get_args(SpecKey))]  # type: ignore[valid-type]
+
+
+def _known_metric(name: str) -> str:
+    if name not in METRICS:
+        raise UserError(f"unknown metric '{name}'{nearest(name, METRICS)}")
+    return name
+
+
+MetricName = Annotated[str, AfterValidator(_known_metric)]
+Values = Annotated[list[Any], Field(min_length=1)]
 
 MAX_RUNS = 100_000
 
@@ -34,7 +44,7 @@ class Method(StrictModel):
     """
 
     label: str | None = None
-    grid: dict[str, list[Any]] = {}
+    grid: dict[str, Values] = {}
     run: dict[str, Any] = {}
 
 
@@ -47,7 +57,7 @@ class Tune(StrictModel):
 
     lr: list[PositiveFloat] = Field(min_length=1)
     seeds: list[NonNegativeInt] = Field(min_length=1)
-    metric: MetricName  # type: ignore[valid-type]
+    metric: MetricName
 
 
 class TableSpec(StrictModel):
@@ -55,7 +65,7 @@ class TableSpec(StrictModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     caption: str = ""
-    values: list[MetricName] = Field(min_length=1)  # type: ignore[valid-type]
+    values: list[MetricName] = Field(min_length=1)
     pivot: SpecKey | None = None
 
 
@@ -67,8 +77,8 @@ class FigureSpec(StrictModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     caption: str = ""
-    y: MetricName  # type: ignore[valid-type]
-    x: AxisName | SpecKey = "rounds"  # type: ignore[valid-type]
+    y: MetricName
+    x: FigureX = "rounds"  # type: ignore[valid-type]
     columns: SpecKey | None = None
     ylim: tuple[float, float] | None = None
 
@@ -77,15 +87,17 @@ class SuiteSpec(StrictModel):
     """The keys of a suite file.
 
     run: settings of all runs (keys of RunSpec). grid: lists of values; every combination is run.
-    method: the methods compared, each with settings and a grid of its own. tune: how step sizes are
-    chosen. table, figure: what the report shows.
+    method: the methods compared, each with settings and a grid of its own, which win over [run] and
+    [grid]. set: settings that win over all of these, as `--set` gives them. tune: how step sizes
+    are chosen. table, figure: what the report shows.
     """
 
     title: str
     about: str = ""
     run: dict[str, Any] = {}
-    grid: dict[str, list[Any]] = {}
+    grid: dict[str, Values] = {}
     method: list[dict[str, Any]] = Field(min_length=1)
+    set: dict[str, Any] = {}
     tune: Tune | None = None
     table: list[TableSpec] = []
     figure: list[FigureSpec] = []
@@ -127,16 +139,17 @@ class Suite:
             raise UserError(f"cannot read suite {path}: {reason}") from error
         except tomllib.TOMLDecodeError as error:
             raise UserError(f"{path} is not TOML: {error}") from error
+        locator = Locator(str(path), text)
         for override in overrides:
-            _override(source, override)
-        return cls.from_source(suite_name(name), source, _Locator(str(path), text))
+            locator.overridden[_override(source, override)] = f"--set {override}"
+        return cls.from_source(suite_name(name), source, locator)
 
     @classmethod
     def from_source(
-        cls, name: str, source: dict[str, Any], locator: _Locator | None = None
+        cls, name: str, source: dict[str, Any], locator: Locator | None = None
     ) -> Suite:
         """Validate and expand the parsed content of a suite file."""
-        where = locator or _Locator(name, "")
+        where = locator or Locator(name, "")
         try:
             spec = SuiteSpec.model_validate(source)
         except ValidationError as error:
@@ -145,77 +158,141 @@ class Suite:
         suite._expand(where)
         return suite
 
-    def _expand(self, where: _Locator) -> None:
-        tune, base, grid = self.spec.tune, self.spec.run, self.spec.grid
+    def _expand(self, where: Locator) -> None:
+        spec, tune = self.spec, self.spec.tune
         if tune:
-            for place, table in (("run", base), ("grid", grid)):
-                if "lr" in table:
+            for place in ("run", "grid"):
+                if "lr" in getattr(spec, place):
                     raise UserError(where.at((place, "lr"), "[tune] chooses lr: leave lr out here"))
-        for i, raw in enumerate(self.spec.method):
-            own = {k: v for k, v in raw.items() if k not in ("label", "grid")}
-            head = {k: v for k, v in raw.items() if k in ("label", "grid")}
-            places = _places(i)
-            try:
-                method = Method.model_validate({**head, "run": own})
-            except ValidationError as error:
-                raise UserError(where.explain(error, places)) from None
-
-            def spec_of(
-                cell: dict[str, Any],
-                own: dict[str, Any] = own,
-                places: Callable[[Loc], list[Loc]] = places,
-                **settings: Any,
-            ) -> RunSpec:
-                merged = _merge(_merge(base, own), {})
-                for key, value in {**cell, **settings}.items():
-                    _put(merged, key.split("."), value)
-                try:
-                    return RunSpec.model_validate(merged)
-                except ValidationError as error:
-                    raise UserError(where.explain(error, places)) from None
-
-            for cell in _product({**grid, **method.grid}):
-                if tune:
-                    rounds = (_merge(base, own) | cell).get("rounds")
-                    trial = {k: v for k, v in cell.items() if k != "seed"} | {"eval_every": rounds}
-                    for lr, seed in itertools.product(tune.lr, tune.seeds):
-                        run = spec_of(trial, lr=lr, seed=seed)
-                        self._plan(self.tuning, method, run)
-                    spec = spec_of(cell, lr=tune.lr[0])
-                    if spec.seed in tune.seeds:
-                        raise UserError(
-                            where.at(
-                                ("tune", "seeds"),
-                                f"seed {spec.seed} is both tuned on and reported: take other seeds",
-                            )
-                        )
-                else:
-                    spec = spec_of(cell)
-                self._plan(self._reported, method, spec)
-                if len(self.all_runs()) > MAX_RUNS:
-                    raise UserError(
-                        f"{where.name}: more than {MAX_RUNS} runs: make the grid smaller"
-                    )
+        label_of: dict[str, int] = {}
+        for i, raw in enumerate(spec.method):
+            for label in self._expand_method(i, raw, where):
+                if label_of.setdefault(label, i) != i:
+                    message = f"two methods have the label {label!r}: give each a label of its own"
+                    raise UserError(where.at(("method", i, "label"), message))
         if tune:  # cells differ in seed; their trials are the same runs
             self.tuning = list({run.spec.id: run for run in self.tuning}.values())
-        ids = [run.spec.id for run in self._reported]
-        if len(set(ids)) < len(ids):
-            twice = next(run for run in self._reported if ids.count(run.spec.id) > 1)
-            raise UserError(
-                f"{where.name}: two methods or grid points are the same run ({twice.label}, "
-                f"nodes {twice.spec.nodes}, seed {twice.spec.seed}): remove one"
-            )
+        seen: set[str] = set()
+        for run in self._reported:
+            if run.spec.id in seen:
+                raise UserError(
+                    f"{where.name}: two methods or grid points are the same run ({run.label}, "
+                    f"nodes {run.spec.nodes}, seed {run.spec.seed}): remove one"
+                )
+            seen.add(run.spec.id)
+        self._check_report(where)
 
-    def _plan(self, runs: list[PlannedRun], method: Method, spec: RunSpec) -> None:
+    def _expand_method(self, i: int, raw: dict[str, Any], where: Locator) -> list[str]:
+        """Plan the runs of method i; returns their labels."""
+        tune, places = self.spec.tune, _places(i)
+        own = {k: v for k, v in raw.items() if k not in ("label", "grid")}
+        try:
+            method = Method.model_validate({**{k: raw[k] for k in raw if k not in own}, "run": own})
+        except ValidationError as error:
+            raise UserError(where.explain(error, lambda loc: [("method", i, *loc)])) from None
+        for place, table in (((), own), (("grid",), method.grid)):
+            if tune and "lr" in table:
+                message = "[tune] chooses lr: leave lr out here"
+                raise UserError(where.at(("method", i, *place, "lr"), message))
+        base = _merge(self.spec.run, own)
+        # what a method says itself is not varied by the suite's grid, and what --set says by none
+        grid = {k: v for k, v in self.spec.grid.items() if not _has(own, k.split("."))}
+        grid = {
+            k: v
+            for k, v in (grid | method.grid).items()
+            if not any(k == key or k.startswith(f"{key}.") for key in self.spec.set)
+        }
+
+        def spec_of(**settings: Any) -> RunSpec:
+            merged = copy.deepcopy(base)
+            key = ""
+            try:
+                for key, value in (settings | self.spec.set).items():
+                    _put(merged, key.split("."), value)
+                return RunSpec.model_validate(merged)
+            except ValidationError as error:
+                raise UserError(where.explain(error, places)) from None
+            except UserError as error:
+                raise UserError(where.best(places((key,)), str(error))) from None
+
+        first = len(self._reported)
+        for cell in _product(grid):
+            if not tune:
+                run = spec_of(**cell)
+            else:
+                run = spec_of(**cell, lr=tune.lr[0])
+                if run.seed in tune.seeds:
+                    message = f"seed {run.seed} is both tuned on and reported: take other seeds"
+                    raise UserError(where.at(("tune", "seeds"), message))
+                for lr, seed in itertools.product(tune.lr, tune.seeds):
+                    trial = cell | {"lr": lr, "seed": seed, "eval_every": run.rounds}
+                    planned = self._plan(i, method, spec_of(**trial), where)
+                    self.tuning.append(planned)
+            self._reported.append(self._plan(i, method, run, where))
+            if len(self.all_runs()) > MAX_RUNS:
+                raise UserError(f"{where.name}: more than {MAX_RUNS} runs: make the grid smaller")
+        return [run.label for run in self._reported[first:]]
+
+    def _plan(self, i: int, method: Method, spec: RunSpec, where: Locator) -> PlannedRun:
         label = method.label or default_label(spec)
         try:
             label = label.format(**spec.model_dump(mode="json"))
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
-            raise UserError(
-                f"{self.name}: label {label!r} names no setting of a run ({error}): "
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+            message = (
+                f"label {label!r} names no setting of a run, or not as it can be shown ({error}): "
                 "use keys such as {active} or {nodes}"
-            ) from None
-        runs.append(PlannedRun(label, cell_of(label, spec), spec))
+            )
+            raise UserError(where.at(("method", i, "label"), message)) from None
+        return PlannedRun(label, cell_of(label, spec), spec)
+
+    def _check_report(self, where: Locator) -> None:
+        """Every table and figure shows metrics that there are, and averages over seeds alone."""
+        tune = self.spec.tune
+        if tune:
+            self._check_metrics([tune.metric], where, ("tune", "metric"))
+        for i, table in enumerate(self.spec.table):
+            self._check_metrics(table.values, where, ("table", i, "values"))
+            self._check_name("table", i, [t.name for t in self.spec.table[:i]], where)
+            if table.pivot:
+                self._check_average(f"table '{table.name}'", [table.pivot], where, ("table", i))
+        for i, figure in enumerate(self.spec.figure):
+            self._check_metrics([figure.y], where, ("figure", i, "y"))
+            self._check_name("figure", i, [f.name for f in self.spec.figure[:i]], where)
+            keys = [figure.columns, figure.x if figure.x in get_args(SpecKey) else None]
+            by = [key for key in keys if key]
+            self._check_average(f"figure '{figure.name}'", by, where, ("figure", i))
+
+    def _check_metrics(self, names: Sequence[str], where: Locator, place: Loc) -> None:
+        for run in self._reported:
+            known = (*run.spec.build_problem().metrics, "consensus")
+            missing = [name for name in names if name not in known]
+            if missing:
+                message = (
+                    f"problem {run.spec.problem['name']} does not report '{missing[0]}': "
+                    f"it reports {', '.join(known)}"
+                )
+                raise UserError(where.at(place, message))
+
+    def _check_name(self, kind: str, i: int, before: Sequence[str], where: Locator) -> None:
+        name = getattr(self.spec, kind)[i].name
+        if name in before:
+            message = f"two {kind}s have the name '{name}': give each a name of its own"
+            raise UserError(where.at((kind, i, "name"), message))
+
+    def _check_average(self, what: str, by: Sequence[str], where: Locator, place: Loc) -> None:
+        settings: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for run in self._reported:
+            spec = run.spec.model_dump(mode="json", exclude={"seed"})
+            shown = (run.label, *(getattr(run.spec, key) for key in by))
+            first = settings.setdefault(shown, spec)
+            differ = [key for key in spec if spec[key] != first[key]]
+            if differ:
+                message = (
+                    f"{what} would average over {', '.join(differ)} for {run.label}: separate them "
+                    "by pivot, columns or x, or by a label such as "
+                    f"'{run.label}, {{{differ[0]}}}'"
+                )
+                raise UserError(where.at(place, message))
 
     def reported(self, chosen: dict[str, float] | None = None) -> list[PlannedRun]:
         """The runs that tables and figures show, at the chosen step size of each cell.
@@ -292,57 +369,65 @@ Loc = tuple[str | int, ...]
 
 
 def _places(method: int) -> Callable[[Loc], list[Loc]]:
-    """Where in the file a setting of that method's runs may have been given, likeliest first."""
+    """Where in the file a setting of that method's runs may have been given, strongest first."""
 
     def places(loc: Loc) -> list[Loc]:
-        return [
-            ("method", method, *loc),
-            ("method", method, "grid", *loc),
-            ("method", method, "grid", ".".join(map(str, loc))),
-            ("grid", *loc),
-            ("grid", ".".join(map(str, loc))),
-            ("run", *loc),
-            ("tune", *loc),
-            ("method", method),
-        ]
+        dotted = [".".join(map(str, loc[:d])) for d in range(len(loc), 1, -1)]
+        tables: list[Loc] = [("set",), ("method", method, "grid"), ("method", method), ("grid",)]
+        # a list in a grid has one line, whatever its element or its option
+        in_tables = [(*t, *rest) for t in tables for rest in (loc, *((d,) for d in dotted))]
+        return [*in_tables, ("run", *loc), ("tune", *loc)]
 
     return places
 
 
 @dataclass
-class _Locator:
-    """Finds the line of a key in a TOML file, for error messages."""
+class Locator:
+    """Finds the place of a setting, for error messages: its line in a TOML file, or its --set."""
 
     name: str
     text: str
+    overridden: dict[Loc, str] = field(default_factory=dict)
+    """Settings that did not come from the file, and where they came from."""
 
     def explain(self, error: ValidationError, places: Callable[[Loc], list[Loc]]) -> str:
         """All mistakes, one a line, each with its place."""
         lines = []
         for problem in error.errors(include_url=False):
-            loc: Loc = tuple(p for p in problem["loc"])
+            loc: Loc = tuple(problem["loc"])
             message = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "missing":
                 message = "is missing"
             elif problem["type"] not in ("invalid", "value_error"):
                 message = f"{message[0].lower()}{message[1:]}, got {problem['input']!r}"
-            candidates = places(loc)
-            numbered = [(loc_, n) for c in candidates if (n := self.line(c)) for loc_ in (c,)]
-            place = numbered[0][0] if numbered else candidates[0]
-            lines.append(self.at(place, f"{_dotted(loc)}: {message}"))
+            dotted = ".".join(map(str, loc)) or "suite"
+            lines.append(self.best(places(loc), f"{dotted}: {message}"))
         return "\n".join(dict.fromkeys(lines))
 
-    def at(self, place: Loc, message: str) -> str:
-        line = self.line(place)
-        return f"{self.name}, line {line}: {message}" if line else f"{self.name}: {message}"
+    def best(self, candidates: Sequence[Loc], message: str) -> str:
+        """The message at the candidate of which most of the path is given in the file."""
+        known = self._places()
 
-    def line(self, place: Loc) -> int | None:
-        """The line where that key, or its nearest parent below the top level, is given."""
-        lines = dict(self._keys())
+        def missing(place: Loc) -> float:
+            if any("." in str(key) for key in place) and place not in known:
+                return math.inf  # a dotted key is there as it stands, or not at all
+            return min(len(place) - d for d in range(len(place) + 1) if not d or place[:d] in known)
+
+        return self.at(min(candidates, key=missing), message)
+
+    def at(self, place: Loc, message: str) -> str:
+        """The message behind the file and the line of that setting, or of its nearest parent."""
+        known = self._places()
         for depth in range(len(place), 0, -1):
-            if place[:depth] in lines and (depth > 1 or len(place) == 1):
-                return lines[place[:depth]]
-        return None
+            if place[:depth] in known:
+                return f"{self.name}, {known[place[:depth]]}: {message}"
+        return f"{self.name}: {message}"
+
+    def _places(self) -> dict[Loc, str]:
+        lines: dict[Loc, str] = {}
+        for key, number in self._keys():
+            lines.setdefault(key, f"line {number}")
+        return lines | self.overridden
 
     def _keys(self) -> Iterator[tuple[Loc, int]]:
         header: Loc = ()
@@ -352,6 +437,7 @@ class _Locator:
                 name = match[1]
                 header = (name, counts.get(name, 0))
                 counts[name] = header[1] + 1
+                yield (name,), number
                 yield header, number
             elif match := re.match(r"\s*\[\s*([^\]]+?)\s*\]", line):
                 parts = _split(match[1])
@@ -370,10 +456,6 @@ def _split(dotted: str) -> list[str]:
     if dotted.startswith(('"', "'")):
         return [dotted.strip("\"'")]
     return [part.strip().strip("\"'") for part in dotted.split(".")]
-
-
-def _dotted(loc: Loc) -> str:
-    return ".".join(map(str, loc)) or "suite"
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -404,8 +486,19 @@ def _product(grid: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
     return (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
 
 
-def _override(source: dict[str, Any], override: str) -> None:
-    """Apply KEY=VALUE: a dotted key of the suite file, or a setting of RunSpec for all runs."""
+def _has(table: Any, path: Sequence[str]) -> bool:
+    for key in path:
+        if not isinstance(table, dict) or key not in table:
+            return False
+        table = table[key]
+    return True
+
+
+def _override(source: dict[str, Any], override: str) -> Loc:
+    """Apply KEY=VALUE: a dotted key of the suite file, or a setting of RunSpec for all runs.
+
+    Returns the place that it sets.
+    """
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not key:
@@ -417,29 +510,14 @@ def _override(source: dict[str, Any], override: str) -> None:
     path = key.split(".")
     if path[0] in SuiteSpec.model_fields:
         _put(source, path, value)
-        return
+        return tuple(path)
     if path[0] not in RunSpec.model_fields:
         known = [*RunSpec.model_fields, *SuiteSpec.model_fields]
         raise UserError(f"--set {key}: unknown key '{path[0]}'{nearest(path[0], known)}")
-    # one setting for all runs: it replaces whatever the grid and the methods say
-    tables = [source, *(m for m in source.get("method", []) if isinstance(m, dict))]
-    for table in tables:
-        if isinstance(table.get("grid"), dict):
-            table["grid"].pop(key, None)
-    for method in tables[1:]:
-        _drop(method, path)
-    if key == "lr":
+    if key == "lr":  # given, so not tuned
         source.pop("tune", None)
-    _put(source, ["run", *path], value)
-
-
-def _drop(table: dict[str, Any], path: Sequence[str]) -> None:
-    for part in path[:-1]:
-        inner = table.get(part)
-        if not isinstance(inner, dict):
-            return
-        table = inner
-    table.pop(path[-1], None)
+    source.setdefault("set", {})[key] = value
+    return ("set", key)
 
 
 def to_json(suite: Suite) -> str:
@@ -447,7 +525,15 @@ def to_json(suite: Suite) -> str:
     return json.dumps({"name": suite.name, "suite": suite.source}, indent=2, sort_keys=True) + "\n"
 
 
-def from_json(text: str) -> Suite:
-    """The suite that `to_json` wrote."""
-    content = json.loads(text)
-    return Suite.from_source(content["name"], content["suite"])
+def from_json(text: str, path: str = "suite.json") -> Suite:
+    """The suite that `to_json` wrote; UserError naming the path where it did not."""
+    remedy = "run the suite again"
+    try:
+        content = json.loads(text)
+        return Suite.from_source(content["name"], content["suite"], Locator(path, ""))
+    except UserError as error:
+        raise UserError(f"{error}\n{remedy}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): {remedy}"
+        ) from None

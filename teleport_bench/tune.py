@@ -15,10 +15,14 @@ from teleport_bench.suite import Suite
 @dataclass(frozen=True)
 class Choice:
     """The step size of one cell: scores by value (the mean over the tuning seeds; None where a run
-    diverged or failed), and the best, None where no value has a score."""
+    diverged or failed), and the best, None where no value has a score.
+
+    lost: the status of the runs behind each None.
+    """
 
     scores: dict[float, float | None]
     lr: float | None
+    lost: dict[float, str]
 
     @property
     def at_edge(self) -> bool:
@@ -44,13 +48,20 @@ def choose(suite: Suite, records: Mapping[str, Record]) -> dict[str, Choice]:
         sound = {lr: sign * score for lr, score in scores.items() if score is not None}
         # the smallest step size among the best: scores ascend in lr
         best = max(sound, key=lambda lr: sound[lr]) if sound else None
-        choices[cell] = Choice(scores, best)
+        choices[cell] = Choice(
+            scores, best, {lr: _lost(by_lr[lr]) for lr in scores if scores[lr] is None}
+        )
     return choices
 
 
 def chosen(suite: Suite, records: Mapping[str, Record]) -> dict[str, float]:
     """The step size of every cell that has one, for `Suite.reported`."""
     return {c: choice.lr for c, choice in choose(suite, records).items() if choice.lr is not None}
+
+
+def _lost(tried: list[Record | None]) -> str:
+    states = [record.status for record in tried if record]
+    return "failed" if "failed" in states else "diverged"
 
 
 def _score(tried: list[Record | None], metric: str) -> float | None:

@@ -38,6 +38,7 @@ def teleport_mix(
     _check_rows("x", x)
     k = mixing.n_rows
     rows = _gather(x, source, k, mixing)
+    _check_out(x, k, target, out)
     return _scatter(reference.gossip(rows, mixing), x, target, out)
 
 
@@ -78,6 +79,7 @@ def sgd_mix(
         if lr.shape not in ((), (k,)):
             raise ValueError(f"lr must be a number or have shape ({k},), got {tuple(lr.shape)}")
         lr = lr.reshape(-1, 1).to(reference.accumulation_dtype(x.dtype))
+    _check_out(x, k, target, out)  # before the momentum changes
     y, m = reference.descend(rows, grad, lr, momentum, beta, nesterov, weight_decay)
     if momentum is not None and m is not None:
         momentum.copy_(m)
@@ -127,11 +129,11 @@ def _gather(x: Tensor, source: Tensor | None, k: int, mixing: Mixing) -> Tensor:
     return x[source]
 
 
-def _scatter(y: Tensor, x: Tensor, target: Tensor | None, out: Tensor | None) -> Tensor:
+def _check_out(x: Tensor, k: int, target: Tensor | None, out: Tensor | None) -> None:
     if out is None:
         if target is not None:
             raise ValueError("target names rows of out: give out as well")
-        return y.to(x.dtype)
+        return
     _check_rows("out", out)
     if out.dtype != x.dtype or out.device != x.device or out.shape[1] != x.shape[1]:
         raise ValueError(
@@ -141,12 +143,19 @@ def _scatter(y: Tensor, x: Tensor, target: Tensor | None, out: Tensor | None) ->
     if out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() and out.numel():
         raise ValueError("out shares memory with x, whose rows are still needed: give another out")
     if target is None:
-        if out.shape[0] != y.shape[0]:
-            raise ValueError(f"out must have {y.shape[0]} rows, got {out.shape[0]}")
-        return out.copy_(y)
-    _check_index("target", target, y.shape[0], out.shape[0])
+        if out.shape[0] != k:
+            raise ValueError(f"out must have {k} rows, got {out.shape[0]}")
+        return
+    _check_index("target", target, k, out.shape[0])
     if bool((target.sort().values.diff() == 0).any()):
         raise ValueError("target names a row twice: each row of out has one writer")
+
+
+def _scatter(y: Tensor, x: Tensor, target: Tensor | None, out: Tensor | None) -> Tensor:
+    if out is None:
+        return y.to(x.dtype)
+    if target is None:
+        return out.copy_(y)
     out[target] = y.to(out.dtype)
     return out
 

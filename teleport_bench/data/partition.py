@@ -76,12 +76,12 @@ def dirichlet(
     left = np.array([len(pool) for pool in pools])
     shards = np.empty((n_nodes, shard_size), dtype=np.int64)
     for node in rng.permutation(n_nodes):
-        # In logarithms, since for a small alpha most shares are too small for a float.
-        log_q = _log_dirichlet(rng, alpha, n_classes)
+        log_q, unit = _log_dirichlet(rng, alpha, n_classes)
         filled = 0
         while filled < shard_size:
             shares = np.where(left > 0, log_q, -np.inf)
-            shares = np.exp(shares - shares.max())
+            with np.errstate(over="ignore"):  # to -inf, a share of zero
+                shares = np.exp((shares - shares.max()) / unit)
             wanted = rng.multinomial(shard_size - filled, shares / shares.sum())
             for c in np.flatnonzero(wanted):
                 take = min(int(wanted[c]), int(left[c]))
@@ -92,6 +92,14 @@ def dirichlet(
     return shards
 
 
-def _log_dirichlet(rng: np.random.Generator, alpha: float, n: int) -> NDArray[np.float64]:
-    """log of an unnormalised Dirichlet draw: Gamma(a) = Gamma(a + 1) U^(1/a), finite in logs."""
-    return np.log(rng.standard_gamma(alpha + 1, n)) + np.log(rng.random(n)) / alpha
+def _log_dirichlet(
+    rng: np.random.Generator, alpha: float, n: int
+) -> tuple[NDArray[np.float64], float]:
+    """An unnormalised Dirichlet draw q as (unit * log q, unit), finite for any alpha.
+
+    Gamma(a) = Gamma(a + 1) U^(1/a): for a small alpha log q is too large for a float, alpha log q
+    is not.
+    """
+    unit = min(alpha, 1.0)
+    log_gamma, log_u = np.log(rng.standard_gamma(alpha + 1, n)), np.log(rng.random(n))
+    return unit * log_gamma + unit / alpha * log_u, unit

@@ -27,9 +27,13 @@ class Store:
     def prepare(self) -> None:
         """Make the folders; UserError where that, or writing into them, is not possible."""
         try:
-            self.runs.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.runs):
-                pass
+            for folder in (self.runs, self.folder / "tables", self.folder / "figures"):
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+            for name in (SUITE_FILE, "index.html"):
+                if (self.folder / name).is_dir():
+                    raise IsADirectoryError(f"{name} is a folder")
         except OSError as error:
             raise UserError(
                 f"cannot write results to {self.folder}: {error.strerror or error}; "

@@ -16,18 +16,16 @@ from teleport_bench.tune import chosen
 
 def open_report(folder: Path) -> tuple[Suite, dict[str, Record]]:
     """The suite that was run into a folder, and the records that are there."""
+    path = folder / SUITE_FILE
     try:
-        suite = from_json((folder / SUITE_FILE).read_text())
+        text = path.read_text()
     except FileNotFoundError:
         raise UserError(
             f"{folder} holds no results: run the suite first, or name its --out folder"
         ) from None
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"{folder / SUITE_FILE} cannot be read ({error}): run the suite again"
-        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): run the suite again") from None
+    suite = from_json(text, str(path))
     return suite, load_records(suite, Store(folder))
 
 

