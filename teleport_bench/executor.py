@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -25,22 +26,17 @@ def pick_device(name: str) -> torch.device:
     """auto, cpu, cuda or cuda:N; auto is cuda where there is one. UserError for anything else."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if (
-        kind not in ("cpu", "cuda")
-        or name.endswith(":")
-        or (index and not (index.isascii() and index.isdigit()))
-    ):
+    match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)
+    if not match:
         raise UserError(
             f"unknown device '{name}'{nearest(name, ['auto', 'cpu', 'cuda', 'cuda:0'])}"
         )
-    if kind == "cuda":
+    if name != "cpu":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(index or 0) >= count:
+        if int(match[1] or 0) >= count:
             raise UserError(
                 f"device '{name}' is not there: torch {torch.__version__} sees {count} CUDA "
-                "devices; "
-                "use --device cpu, or install a CUDA build of torch and its driver"
+                "devices; use --device cpu, or install a CUDA build of torch and its driver"
             )
     return torch.device(name)
 

@@ -31,6 +31,18 @@ def _known_metric(name: str) -> str:
     return name
 
 
+def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
+    if limits[0] >= limits[1]:
+        raise UserError(f"expected the lower limit before the upper, got {list(limits)}")
+    return limits
+
+
+def _distinct(values: list[float]) -> list[float]:
+    if len(set(values)) < len(values):
+        raise UserError(f"expected each value once, got {values}")
+    return values
+
+
 MetricName = Annotated[str, AfterValidator(_known_metric)]
 Values = Annotated[list[Any], Field(min_length=1)]
 
@@ -55,7 +67,7 @@ class Tune(StrictModel):
     smaller value.
     """
 
-    lr: list[PositiveFloat] = Field(min_length=1)
+    lr: Annotated[list[PositiveFloat], AfterValidator(_distinct)] = Field(min_length=1)
     seeds: list[NonNegativeInt] = Field(min_length=1)
     metric: MetricName
 
@@ -80,7 +92,7 @@ class FigureSpec(StrictModel):
     y: MetricName
     x: FigureX = "rounds"  # type: ignore[valid-type]
     columns: SpecKey | None = None
-    ylim: tuple[float, float] | None = None
+    ylim: Annotated[tuple[float, float], AfterValidator(_ascending)] | None = None
 
 
 class SuiteSpec(StrictModel):
@@ -504,7 +516,8 @@ def _override(source: dict[str, Any], override: str) -> Loc:
     if not equals or not key:
         raise UserError(f"--set takes KEY=VALUE, got {override!r}")
     try:
-        value = tomllib.loads(f"value = {text.strip()}")["value"]
+        parsed = tomllib.loads(f"value = {text.strip()}")
+        value = parsed["value"] if len(parsed) == 1 else text.strip()
     except tomllib.TOMLDecodeError:
         value = text.strip()  # a bare word is a string
     path = key.split(".")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 from teleport_bench.cli import main
 from teleport_bench.record import Record
@@ -78,6 +79,15 @@ DIGITS = TINY.replace(
     'name = "classification"\nmodel = "logistic"\ndata = "digits"\n'
     'partition = { name = "dirichlet", alpha = 1.0 }',
 ).replace("objective_gap", "train_loss")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """The tests run in two processes: threads of both would wait for each other's time slices."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Outcome(NamedTuple):

@@ -48,8 +48,9 @@ def normalised(dataset, images):
 
 
 def rows_near_the_start(fleet, rows, seed=0):
-    noise = np.random.default_rng(seed).standard_normal((rows, fleet.problem.n_params))
-    return fleet.initial(seed) + 0.1 * torch.from_numpy(noise).float()
+    rng = np.random.default_rng(seed)  # not a stream of the project's, which may change
+    start = torch.from_numpy(fleet.problem.network.init(rng))
+    return start + 0.1 * torch.from_numpy(rng.standard_normal((rows, len(start)))).float()
 
 
 # Gradients
@@ -85,7 +86,7 @@ def test_the_gradient_of_every_row_is_that_of_a_plain_loop_over_rows(model, batc
     problem, rows = problem_of(model, "mnist5k"), 3
     fleet, train = problem.fleet([Member(0, 7, rows)], CPU), problem.dataset.train
     x = rows_near_the_start(fleet, rows)
-    rng = np.random.default_rng(25)
+    rng = np.random.default_rng(14)
     data = rng.integers(len(train), size=(rows, batch), dtype=np.int32)
     found = fleet.gradient(x, torch.arange(rows), torch.from_numpy(data))
     assert found.shape == x.shape
@@ -97,7 +98,7 @@ def test_the_gradient_of_every_row_is_that_of_a_plain_loop_over_rows(model, batc
         # A float32 dot product of m numbers is the exact one of weights that are off by gamma(m) at
         # most, relatively. What such weights do to the gradient, to first order, is what rounding
         # may do to it; a step of 1e-9 switches no ReLU and no maximum. Nor does rounding: with
-        # this seed all are 1e-4 or further from where they switch, equal patches apart.
+        # these all are 7e-5 or further from where they switch, equal patches apart.
         signs = torch.from_numpy(rng.choice([-1.0, 1.0], size=len(row)))
         step = plain_gradient(model, row * (1 + 1e-9 * signs), inputs, labels) - expected
         tolerance = gamma(LONGEST_SUM[model]) / 1e-9 * step.norm()

@@ -147,10 +147,10 @@ def test_for_large_alpha_every_node_sees_the_labels_of_the_whole(choice):
     assert np.abs(found - mean).max() <= t + 1
 
 
-@pytest.mark.parametrize("alpha", [0.01, 0.1, 1.0, 10.0, 1000.0])
+@pytest.mark.parametrize("alpha", [0.01, 0.1, 1.0, 10.0])
 def test_class_shares_have_the_moments_of_a_symmetric_dirichlet(alpha):
     """E q_c = 1/C and E sum_c q_c^2 = (alpha + 1) / (C alpha + 1), seen through m draws a node."""
-    n_nodes, shard_size, n_classes = 2000, 20, 10
+    n_nodes, shard_size, n_classes = 10_000, 20, 10
     # pools that cannot run out, so that the nodes are independent
     labels = np.repeat(np.arange(n_classes), n_nodes * shard_size)
     rng = np.random.default_rng(0)
@@ -159,7 +159,7 @@ def test_class_shares_have_the_moments_of_a_symmetric_dirichlet(alpha):
     second = (alpha + 1) / (n_classes * alpha + 1)
     # Hoeffding for means of independent numbers in [0, 1], a union over 11 statistics
     t = math.sqrt(math.log(2 * 11 / ERROR) / (2 * n_nodes))
-    assert t < 0.08
+    assert t < 0.04
     assert np.abs(share.mean(0) - 1 / n_classes).max() <= t
     expected = 1 / shard_size + (1 - 1 / shard_size) * second
     assert abs((share**2).sum(1).mean() - expected) <= t
@@ -188,7 +188,7 @@ def test_a_small_alpha_gives_nearly_one_class_a_node(alpha, n_nodes):
         found = histogram(dirichlet(alpha), labels, n_nodes, seed)
         shares.append((found.max(1) / found.sum(1)).mean())
     # Were no class ever used up, the mean would be at least E sum q^2, 0.991 and 0.918. Over 300
-    # seeds it is 0.988, 0.985 and 0.932; the limit is 15 standard errors of 50 seeds away or more.
+    # seeds it is 0.989, 0.985 and 0.933; the limit is 15 standard errors of 50 seeds away or more.
     assert np.mean(shares) > 0.9
 
 

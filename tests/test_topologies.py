@@ -25,15 +25,6 @@ N = [*range(1, 41), 64, 81, 97]
 UNIT = 2.0**-53
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """On a busy machine, threads wait for each other a thousand times longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def graph(name, n):
     """The topology of that name on n nodes; n x degree must be even for a regular graph."""
     options = {"degree": 3 + n % 2} if name == "random_regular" else {}

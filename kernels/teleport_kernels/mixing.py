@@ -28,6 +28,7 @@ class Mixing:
     indices: Tensor
     weights: Tensor
     _slots: dict[torch.dtype, list[Slot]] = field(default_factory=dict, repr=False)
+    _plans: dict[torch.dtype, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_dense(cls, W: Tensor) -> Mixing:
@@ -103,6 +104,25 @@ class Mixing:
         if self.device == device:
             return self
         return Mixing(self.indptr.to(device), self.indices.to(device), self.weights.to(device))
+
+    def plan(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(nnz,) weights in the given dtype, and (n,) the leader of each row: the first of the
+        consecutive rows that have the same entries, and so the same result; made once."""
+        if dtype not in self._plans:
+            weights = self.weights.to(dtype).contiguous()
+            n, entry = self.n_rows, torch.arange(self.nnz, device=self.device)
+            degree = self.degrees[self.rows]
+            above = (entry - degree).clamp_(
+                min=0
+            )  # the same entry of the row above, if it is alike
+            differs = (self.indices != self.indices[above]) | (weights != weights[above])
+            same = torch.zeros(n, dtype=torch.bool, device=self.device)
+            same[1:] = self.degrees[1:] == self.degrees[:-1]
+            same &= torch.bincount(self.rows[differs], minlength=n) == 0
+            row = torch.arange(n, device=self.device)
+            leader = torch.where(same, 0, row).cummax(0).values if n else row
+            self._plans[dtype] = weights, leader
+        return self._plans[dtype]
 
     def slots(self, dtype: torch.dtype) -> list[Slot]:
         """The matrix cut by position in the row: slot d holds the d-th neighbour of every row that

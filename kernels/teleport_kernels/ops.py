@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from teleport_kernels import reference
+from teleport_kernels import cpu, reference
 from teleport_kernels.mixing import Mixing
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -14,8 +14,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def gossip_mix(x: Tensor, mixing: Mixing, out: Tensor | None = None) -> Tensor:
     """Gossip averaging: `out_i = sum_j W[i, j] x_j`.
 
-    x: (k, P); mixing: W, (k, k); out: (k, P), apart from x, or None for a new tensor.
-    Raises ValueError when shapes, dtypes or devices do not fit, or when out overlaps x.
+    x: (k, P); mixing: W, (k, k); out: (k, P) in memory of its own, or None for a new tensor.
+    Raises ValueError when shapes, dtypes or devices do not fit, or when out shares storage with x.
     Source: Xiao and Boyd 2004.
     """
     return teleport_mix(x, mixing, out=out)
@@ -31,15 +31,19 @@ def teleport_mix(
     """Teleport and gossip in one pass: `out[target[a]] = sum_b W[a, b] x[source[b]]`.
 
     x: (n, P); source: (k,) int64 rows of x, default 0..k-1; target: (k,) distinct rows of out,
-    default 0..k-1; out: (m, P), apart from x, needed with target; rows that are no target stay.
-    Raises ValueError on a bad shape, dtype, device or index, or when out overlaps x.
+    default 0..k-1; out: (m, P) in memory of its own, needed with target; other rows stay.
+    Raises ValueError on a bad shape, dtype, device or index, or when out shares storage with x.
     Source: Takezawa and Stich 2025, Algorithm 1, fused form.
     """
     _check_rows("x", x)
     k = mixing.n_rows
-    rows = _gather(x, source, k, mixing)
+    _check_source(x, source, k, mixing)
     _check_out(x, k, target, out)
-    return _scatter(reference.gossip(rows, mixing), x, target, out)
+    if _compiled(x):
+        y = x.new_empty(k, x.shape[1]) if out is None else out
+        if cpu.mix(x, mixing, y, source=source, target=target):
+            return y
+    return _scatter(reference.gossip(_gather(x, source), mixing), x, target, out)
 
 
 def sgd_mix(
@@ -63,16 +67,17 @@ def sgd_mix(
 
     x: (n, P); grad: (k, P); mixing: (k, k); lr: a number or (k,); momentum: (k, P), updated;
     source, target, out: as in `teleport_mix`.
-    Raises ValueError on a bad shape, dtype, device or index, or when out overlaps x.
+    Raises ValueError on a bad shape, dtype, device or index, or when out shares storage with x.
     Source: D-SGD of Lian et al. 2017 (adapt then combine); Takezawa and Stich 2025.
     """
     _check_rows("x", x)
     k = mixing.n_rows
-    rows = _gather(x, source, k, mixing)
+    _check_source(x, source, k, mixing)
+    shape = (k, x.shape[1])
     for name, tensor in (("grad", grad), ("momentum", momentum)):
-        if tensor is not None and (tensor.shape != rows.shape or tensor.device != x.device):
+        if tensor is not None and (tensor.shape != shape or tensor.device != x.device):
             raise ValueError(
-                f"{name} must have shape {tuple(rows.shape)} on {x.device}, "
+                f"{name} must have shape {shape} on {x.device}, "
                 f"got {tuple(tensor.shape)} on {tensor.device}"
             )
     if isinstance(lr, Tensor):
@@ -80,6 +85,23 @@ def sgd_mix(
             raise ValueError(f"lr must be a number or have shape ({k},), got {tuple(lr.shape)}")
         lr = lr.reshape(-1, 1).to(reference.accumulation_dtype(x.dtype))
     _check_out(x, k, target, out)  # before the momentum changes
+    if _compiled(x, grad):
+        mixed = x.new_empty(shape) if out is None else out
+        if cpu.mix(
+            x,
+            mixing,
+            mixed,
+            grad=grad,
+            lr=lr,
+            momentum=momentum,
+            beta=beta,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
+            source=source,
+            target=target,
+        ):
+            return mixed
+    rows = _gather(x, source)
     y, m = reference.descend(rows, grad, lr, momentum, beta, nesterov, weight_decay)
     if momentum is not None and m is not None:
         momentum.copy_(m)
@@ -116,17 +138,25 @@ def _check_rows(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} must be one of {names}, got {x.dtype}")
 
 
-def _gather(x: Tensor, source: Tensor | None, k: int, mixing: Mixing) -> Tensor:
+def _compiled(*tensors: Tensor) -> bool:
+    """Whether the compiled CPU path serves these: it has no derivatives."""
+    tracked = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return tensors[0].device.type == "cpu" and not tracked
+
+
+def _check_source(x: Tensor, source: Tensor | None, k: int, mixing: Mixing) -> None:
     if mixing.device != x.device:
         raise ValueError(
             f"the mixing matrix is on {mixing.device} and x on {x.device}: use mixing.to(x.device)"
         )
-    if source is None:
-        if x.shape[0] != k:
-            raise ValueError(f"a ({k}, {k}) mixing matrix needs {k} rows, got {x.shape[0]}")
-        return x
-    _check_index("source", source, k, x.shape[0])
-    return x[source]
+    if source is not None:
+        _check_index("source", source, k, x.shape[0])
+    elif x.shape[0] != k:
+        raise ValueError(f"a ({k}, {k}) mixing matrix needs {k} rows, got {x.shape[0]}")
+
+
+def _gather(x: Tensor, source: Tensor | None) -> Tensor:
+    return x if source is None else x[source]
 
 
 def _check_out(x: Tensor, k: int, target: Tensor | None, out: Tensor | None) -> None:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from teleport_bench.metrics import AXES, METRICS
 from teleport_bench.report.frame import Frame
@@ -103,6 +103,7 @@ def _panel(ax: Axes, frame: Frame, spec: FigureSpec, inside: Any) -> None:
     elif curve and x_axis != "rounds":
         unit = "B" if x_axis.startswith("bytes") else ""
         ax.xaxis.set_major_formatter(EngFormatter(unit=unit))
+        ax.xaxis.set_major_locator(MaxNLocator(4))
     for i, line in enumerate(_unfinished(runs)):
         note = ax.text(0.02, 0.02 + 0.07 * i, line, transform=ax.transAxes, fontsize=7)
         note.set(color="#a00000", parse_math=False, in_layout=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+from numbers import Integral
 from typing import Any
 
 from teleport_bench.errors import UserError
@@ -23,9 +24,11 @@ def topology(name: str | Choice, n_nodes: int, **options: Any) -> Topology:
     if isinstance(name, dict) and options:
         raise UserError(f"give options in the table {name!r} or as keywords, not both")
     choice = name if isinstance(name, dict) else {"name": name, **options}
-    if not isinstance(n_nodes, int) or n_nodes < 1:
-        raise UserError(f"a topology needs at least 1 node, got {n_nodes!r}")
-    return _build(json.dumps(TOPOLOGIES.resolve(choice), sort_keys=True), n_nodes)
+    if not isinstance(n_nodes, Integral) or isinstance(n_nodes, bool) or n_nodes < 1:
+        raise UserError(
+            f"a topology needs at least 1 node, a whole number of them, got {n_nodes!r}"
+        )
+    return _build(json.dumps(TOPOLOGIES.resolve(choice), sort_keys=True), int(n_nodes))
 
 
 @functools.lru_cache(maxsize=256)

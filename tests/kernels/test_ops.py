@@ -18,15 +18,6 @@ sizes = st.sampled_from(SIZES)
 dtypes = st.sampled_from(DTYPES)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """On a busy machine, threads wait for each other a thousand times longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def accumulator(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
 

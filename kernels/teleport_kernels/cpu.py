@@ -1,0 +1,175 @@
+"""The CPU path: one pass over memory in C++, compiled once with the machine's own compiler."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from teleport_kernels.mixing import Mixing
+from teleport_kernels.reference import accumulation_dtype
+
+SOURCE = Path(__file__).with_name("cpu_mix.cpp")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-ffp-contract=off", "-std=c++17", "-shared", "-fPIC")
+CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+TILE_BYTES = 128 * 1024
+"""Accumulated values of all rows in a tile: leaves room for the inputs in a core's second-level
+cache, 256 KiB or more on machines of the last ten years."""
+RUN = 512
+"""Columns of a tile at least, however many rows: shorter runs of memory are not fetched ahead."""
+PARALLEL = 2**15
+"""Elements below which one thread is faster than waking the others."""
+
+
+class _Arguments(ctypes.Structure):
+    """`Arguments` of cpu_mix.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("dtype", "k", "width")),
+        *((name, ctypes.c_void_p) for name in ("indptr", "indices", "leader", "weights", "x")),
+        ("x_stride", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("source", "grad")),
+        ("grad_stride", ctypes.c_int64),
+        ("momentum", ctypes.c_void_p),
+        ("momentum_stride", ctypes.c_int64),
+        ("lr", ctypes.c_void_p),
+        *((name, ctypes.c_double) for name in ("beta", "decay")),
+        ("nesterov", ctypes.c_int64),
+        ("out", ctypes.c_void_p),
+        ("out_stride", ctypes.c_int64),
+        ("target", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("tile", "threads")),
+    )
+
+
+def available() -> bool:
+    """Whether the compiled path is there; the first call compiles it, or warns why it cannot."""
+    return _library() is not None
+
+
+def mix(
+    x: Tensor,
+    mixing: Mixing,
+    out: Tensor,
+    *,
+    grad: Tensor | None = None,
+    lr: float | Tensor = 0.0,
+    momentum: Tensor | None = None,
+    beta: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    source: Tensor | None = None,
+    target: Tensor | None = None,
+) -> bool:
+    """`ops.sgd_mix`, or `ops.teleport_mix` without grad, on checked arguments; False where this
+    build cannot (no compiler, a dtype that it has not, a last dimension with gaps)."""
+    rows = [t for t in (x, grad, momentum, out) if t is not None]
+    if any(t.dtype != x.dtype or (t.stride(1) != 1 and t.shape[1] > 1) for t in rows):
+        return False
+    k, width, dtype = mixing.n_rows, x.shape[1], accumulation_dtype(x.dtype)
+    if not k or not width:
+        return True
+    library = _library()
+    if library is None:
+        return False
+    weights, leader = mixing.plan(dtype)
+    # one value a row, in the accumulation dtype as in the reference
+    steps = torch.as_tensor(lr, dtype=dtype).reshape(-1).expand(k).contiguous()
+    size = torch.finfo(dtype).bits // 8
+    tile = max(RUN, TILE_BYTES // (k * size) // 64 * 64)
+    threads = torch.get_num_threads() if k * width >= PARALLEL else 1
+    if threads > 1:  # enough tiles for all threads
+        tile = min(tile, max(64, -(-width // threads) // 64 * 64 + 64))
+    arguments = _Arguments(
+        CODES[x.dtype],
+        k,
+        width,
+        mixing.indptr.data_ptr(),
+        mixing.indices.data_ptr(),
+        leader.data_ptr(),
+        weights.data_ptr(),
+        x.data_ptr(),
+        x.stride(0),
+        None if source is None else source.data_ptr(),
+        None if grad is None else grad.data_ptr(),
+        0 if grad is None else grad.stride(0),
+        None if momentum is None else momentum.data_ptr(),
+        0 if momentum is None else momentum.stride(0),
+        steps.data_ptr(),
+        beta,
+        weight_decay,
+        nesterov,
+        out.data_ptr(),
+        out.stride(0),
+        None if target is None else target.data_ptr(),
+        tile,
+        threads,
+    )
+    failed: int = library.teleport_kernels_mix(ctypes.byref(arguments))
+    return not failed
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    try:
+        if not compiler:
+            raise FileNotFoundError("no g++ or clang++ on the path, and CXX is not set")
+        return _load(compiler)
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = getattr(error, "stderr", None) or error
+        warnings.warn(
+            f"teleport_kernels: no C++ compiler for the fast CPU path ({detail}); mixing uses "
+            "torch, several times slower, with the same results. Install g++ to change that.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+def _load(compiler: str) -> ctypes.CDLL:
+    """Compile cpu_mix.cpp, or take the result of an earlier process for this very machine."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
+    key = (SOURCE.read_text(), FLAGS, version.stdout, platform.machine(), _instruction_sets())
+    name = hashlib.sha256(repr(key).encode()).hexdigest()[:20]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teleport-kernels"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError:  # a home that cannot be written: compile for this process alone
+        folder = Path(tempfile.mkdtemp(prefix="teleport-kernels-"))
+    path = folder / f"cpu_mix-{name}.so"
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as build:
+            built = Path(build) / "cpu_mix.so"
+            command = [compiler, *FLAGS, str(SOURCE), "-o", str(built)]
+            try:
+                subprocess.run([*command, "-DTK_HALF"], capture_output=True, text=True, check=True)
+            except subprocess.CalledProcessError:  # a compiler without _Float16
+                subprocess.run(command, capture_output=True, text=True, check=True)
+            built.replace(path)
+    library = ctypes.CDLL(str(path))
+    library.teleport_kernels_mix.argtypes = (ctypes.POINTER(_Arguments),)
+    library.teleport_kernels_mix.restype = ctypes.c_int
+    return library
+
+
+def _instruction_sets() -> str:
+    """What -march=native depends on, so that a cache in a shared home serves different machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

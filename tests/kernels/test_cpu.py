@@ -1,0 +1,185 @@
+"""The compiled CPU path gives the reference's bits, whatever the threads, tiles and strides."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import teleport_kernels as tk
+from teleport_bench import topology
+from teleport_kernels import cpu, reference
+
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler on this machine"
+)
+SIZES = [(1, 1), (5, 63), (16, 64), (9, 65), (3, 5000), (70, 1300)]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CXX", "")
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    cpu._library.cache_clear()
+    yield
+    cpu._library.cache_clear()
+
+
+def equal_bits(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+def inputs(k: int, width: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    x, grad, m = (torch.randn(k, width, generator=rng).to(dtype) for _ in range(3))
+    return x, grad, m
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("graph", ["ring", "exponential", "star", "complete"])
+@pytest.mark.parametrize(("k", "width"), SIZES)
+def test_mixing_and_steps_are_the_reference_s_bits(
+    graph: str, k: int, width: int, dtype: torch.dtype
+) -> None:
+    mixing = topology(graph, k).mixing(0)
+    x, grad, m = inputs(k, width, dtype)
+    out = torch.full_like(x, float("nan"))
+    assert cpu.mix(x, mixing, out)
+    assert equal_bits(out, reference.gossip(x, mixing).to(dtype))
+    lr = torch.rand(k, dtype=reference.accumulation_dtype(dtype))
+    for settings in ({}, {"weight_decay": 0.1}, {"nesterov": True, "weight_decay": 0.1}):
+        beta = 0.9 if "nesterov" in settings else 0.0
+        full = {"beta": beta, "nesterov": False, "weight_decay": 0.0} | settings
+        y, after = reference.descend(x, grad, lr[:, None], m if beta else None, **full)
+        momentum = m.clone()
+        assert cpu.mix(
+            x, mixing, out, grad=grad, lr=lr, momentum=momentum if beta else None, **full
+        )
+        assert equal_bits(out, reference.gossip(y, mixing).to(dtype))
+        if after is not None:
+            assert equal_bits(momentum, after.to(dtype))
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_and_tiles_do_not_change_a_bit(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixing = topology("exponential", 12).mixing(0)
+    x, grad, _ = inputs(12, 6001, torch.float32)
+    one, many = torch.empty_like(x), torch.empty_like(x)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert cpu.mix(x, mixing, one, grad=grad, lr=0.1)
+        torch.set_num_threads(threads)
+        for run in (64, 512, 8192):
+            monkeypatch.setattr(cpu, "RUN", run)
+            monkeypatch.setattr(cpu, "TILE_BYTES", 1)
+            assert cpu.mix(x, mixing, many, grad=grad, lr=0.1)
+            assert equal_bits(one, many)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_compiler
+def test_rows_may_lie_apart_and_be_named_in_any_order() -> None:
+    mixing = topology("ring", 3).mixing(0)
+    wide, _, _ = inputs(8, 100, torch.float32)
+    x = wide[:, 5:90]
+    nodes = torch.full((9, 97), float("nan"))
+    out = nodes[:, 3:88]
+    source, target = torch.tensor([6, 0, 3]), torch.tensor([8, 2, 4])
+    assert cpu.mix(x, mixing, out, source=source, target=target)
+    assert equal_bits(out[target].contiguous(), reference.gossip(x[source], mixing))
+    assert int(torch.isfinite(nodes).sum()) == 3 * 85
+
+
+def test_a_last_dimension_with_gaps_takes_the_other_path_with_the_same_result() -> None:
+    mixing = topology("ring", 4).mixing(0)
+    x, _, _ = inputs(4, 20, torch.float32)
+    assert not cpu.mix(x[:, ::2], mixing, torch.empty(4, 10))
+    expected = reference.gossip(x[:, ::2].contiguous(), mixing)
+    assert torch.equal(tk.gossip_mix(x[:, ::2], mixing), expected)
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_without_a_compiler_results_are_the_same_and_a_warning_is_given_once() -> None:
+    mixing = topology("star", 6).mixing(0)
+    x, grad, m = inputs(6, 40, torch.float32)
+    momentum = m.clone()
+    with pytest.warns(RuntimeWarning, match="no C\\+\\+ compiler .* Install g\\+\\+"):
+        found = tk.sgd_mix(x, grad, mixing, lr=0.1, momentum=momentum, beta=0.9)
+    y, after = reference.descend(x, grad, 0.1, m, 0.9, False, 0.0)
+    assert torch.equal(found, reference.gossip(y, mixing))
+    assert after is not None
+    assert torch.equal(momentum, after)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tk.gossip_mix(x, mixing)
+
+
+def test_a_compiler_that_fails_is_a_warning_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    def fail(command: list[str], **_: Any) -> Any:
+        raise subprocess.CalledProcessError(1, command, stderr="it does not compile")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "some-compiler")
+    monkeypatch.setattr(subprocess, "run", fail)
+    cpu._library.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match="it does not compile"):
+            assert not cpu.available()
+    finally:
+        cpu._library.cache_clear()
+
+
+@needs_compiler
+def test_it_compiles_once_for_all_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    assert compiler
+    cpu._load(compiler)
+    (built,) = (tmp_path / "teleport-kernels").iterdir()
+    stamp = built.stat().st_mtime_ns
+    cpu._load(compiler)
+    assert [p.stat().st_mtime_ns for p in (tmp_path / "teleport-kernels").iterdir()] == [stamp]
+
+
+def test_derivatives_go_through_the_reference() -> None:
+    mixing = topology("exponential", 5).mixing(0)
+    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    tk.gossip_mix(x, mixing).sum().backward()
+    # each column of W sums to 1: the gradient of the sum is 1 everywhere, up to rounding
+    torch.testing.assert_close(x.grad, torch.ones_like(x))
+
+
+@pytest.mark.parametrize(
+    ("graph", "leaders"),
+    [("complete", [0, 0, 0, 0]), ("ring", [0, 1, 2, 3]), ("star", [0, 1, 2, 3])],
+)
+def test_rows_with_the_same_entries_share_a_leader(graph: str, leaders: list[int]) -> None:
+    one = topology(graph, 4).mixing(0)
+    assert one.plan(torch.float32)[1].tolist() == leaders
+    twice = tk.block_diag([one, one]).plan(torch.float32)[1].tolist()
+    assert twice == leaders + [4 + leader for leader in leaders]
+
+
+def test_rows_without_entries_share_a_leader() -> None:
+    W = torch.zeros(4, 4)
+    W[0, 1] = W[2, 1] = 1.0
+    mixing = tk.Mixing.from_dense(W)
+    x = torch.randn(4, 200)
+    out = tk.gossip_mix(x, mixing)
+    assert torch.equal(out[[0, 2]], x[[1, 1]])
+    assert not out[[1, 3]].any()
