@@ -342,7 +342,8 @@ def test_a_topology_like_no_other_is_refused_with_all_names():
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("n", [0, -1, 2.5, "8"])
 def test_a_number_of_nodes_that_is_none_is_refused(name, n):
-    with pytest.raises(UserError, match="a topology needs at least 1 node, got"):
+    message = "a topology needs at least 1 node, a whole number of them, got"
+    with pytest.raises(UserError, match=message):
         topology(name, n)
 
 
