@@ -54,7 +54,10 @@ class Table:
         columns = [html.escape(c) for c in self.columns]
         rows = [[html.escape(str(c)) for c in row] for row in self._text()]
         align = ["left", *["right"] * (len(columns) - 1)]
-        return str(tabulate(rows, columns, tablefmt="unsafehtml", colalign=align))
+        table = tabulate(
+            rows, columns, tablefmt="unsafehtml", colalign=align, disable_numparse=True
+        )
+        return str(table)
 
     def latex(self) -> str:
         grid = _latex(self._grid("latex_booktabs"))
