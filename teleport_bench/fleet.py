@@ -101,7 +101,6 @@ class Fleet:
         self.node_offset = [int(node_start[worlds.index((m.seed, m.nodes))]) for m in self.members]
         # storage = "nodes": every run has its own n rows
         storage_start = np.cumsum([0, *(s.nodes for s in specs)])
-        self.n_stored = int(storage_start[-1])
         self.storage_offset = torch.from_numpy(np.repeat(storage_start[:-1], rows)).to(self.device)
         node_of_run = torch.tensor([self.node_offset[m] for m in self.member_of_run])
         self.node_shift = node_of_run.to(self.device)[self.run]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,17 +19,6 @@ class Member(NamedTuple):
     seed: int
     nodes: int
     active: int
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """The random choices of `BLOCK` rounds for all distinct members of a fleet, side by side."""
-
-    data: Tensor
-    """(BLOCK, member rows, ...): sample ids or noise, on the device."""
-
-    node: Tensor
-    """(BLOCK, member rows) int64: the holders, counted through all worlds, on the device."""
 
 
 class FleetProblem(ABC):
