@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -77,19 +78,21 @@ def run_group(
         error = (
             f"{type(exception).__name__}: {exception} ({Path(where.filename).name}:{where.lineno})"
         )
-    seconds = time.perf_counter() - began
+    made: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": time.perf_counter() - began,
+        "fleet": {"runs": len(specs), "rows": sum(spec.n_active for spec in specs)},
+        "environment": environment(device),
+        "code": code(),
+    }
     records = []
     for i, spec in enumerate(specs):
         outcome = outcomes[i] if outcomes else None
-        made = Made(
-            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            seconds=seconds,
-            fleet={"runs": len(specs), "rows": sum(s.n_active for s in specs)},
-            phases=outcome.phases if outcome else {},
-            environment=environment(device),
-            code=code(),
-        )
-        common = {"id": spec.id, "spec": spec.model_dump(mode="json"), "made": made}
+        common = {
+            "id": spec.id,
+            "spec": spec.model_dump(mode="json"),
+            "made": Made(phases=outcome.phases if outcome else {}, **made),
+        }
         if outcome is None:
             records.append(Record(status="failed", error=error, **common))
             continue
@@ -126,7 +129,7 @@ def run_suite(
 
     def pending(runs: Sequence[PlannedRun]) -> list[RunSpec]:
         for run in runs:
-            if not rerun and (record := store.load(run.spec)):
+            if run.spec.id not in records and not rerun and (record := store.load(run.spec)):
                 records[run.spec.id] = record
         return [
             run.spec
@@ -142,9 +145,11 @@ def run_suite(
                 records[record.id] = record
 
     tuning = pending(suite.tuning)
-    # Before the tuning runs are there it is not known which of the reported ones are.
-    reported = suite.planned() if tuning else suite.reported(chosen(suite, records))
-    meter.start([*tuning, *pending(reported)])
+    if tuning:  # then it is not known yet which of the reported runs are there
+        ahead = [run.spec for run in suite.planned()]
+    else:
+        ahead = pending(suite.reported(chosen(suite, records)))
+    meter.start([*tuning, *ahead])
     execute(tuning)
     execute(pending(suite.reported(chosen(suite, records))))
     return records

@@ -172,13 +172,13 @@ class Suite:
     def _expand(self, where: Locator) -> None:
         spec, tune = self.spec, self.spec.tune
         if tune:
-            for place in ("run", "grid"):
+            for place in ("run", "grid", "set"):
                 if "lr" in getattr(spec, place):
                     raise UserError(where.at((place, "lr"), "[tune] chooses lr: leave lr out here"))
-        label_of: dict[str, int] = {}
+        method_of: dict[str, int] = {}
         for i, raw in enumerate(spec.method):
             for label in self._expand_method(i, raw, where):
-                if label_of.setdefault(label, i) != i:
+                if method_of.setdefault(label, i) != i:
                     message = f"two methods have the label {label!r}: give each a label of its own"
                     raise UserError(where.at(("method", i, "label"), message))
         if tune:  # cells differ in seed; their trials are the same runs
@@ -214,11 +214,11 @@ class Suite:
             if not any(k == key or k.startswith(f"{key}.") for key in self.spec.set)
         }
 
-        def spec_of(**settings: Any) -> RunSpec:
+        def spec_of(cell: dict[str, Any], **trial: Any) -> RunSpec:
             merged = copy.deepcopy(base)
             key = ""
             try:
-                for key, value in (settings | self.spec.set).items():
+                for key, value in (cell | self.spec.set | trial).items():
                     _put(merged, key.split("."), value)
                 return RunSpec.model_validate(merged)
             except ValidationError as error:
@@ -229,16 +229,15 @@ class Suite:
         first = len(self._reported)
         for cell in _product(grid):
             if not tune:
-                run = spec_of(**cell)
+                run = spec_of(cell)
             else:
-                run = spec_of(**cell, lr=tune.lr[0])
+                run = spec_of(cell, lr=tune.lr[0])
                 if run.seed in tune.seeds:
                     message = f"seed {run.seed} is both tuned on and reported: take other seeds"
                     raise UserError(where.at(("tune", "seeds"), message))
                 for lr, seed in itertools.product(tune.lr, tune.seeds):
-                    trial = cell | {"lr": lr, "seed": seed, "eval_every": run.rounds}
-                    planned = self._plan(i, method, spec_of(**trial), where)
-                    self.tuning.append(planned)
+                    trial = spec_of(cell, lr=lr, seed=seed, eval_every=run.rounds)
+                    self.tuning.append(self._plan(i, method, trial, where))
             self._reported.append(self._plan(i, method, run, where))
             if len(self.all_runs()) > MAX_RUNS:
                 raise UserError(f"{where.name}: more than {MAX_RUNS} runs: make the grid smaller")

@@ -54,9 +54,14 @@ def choose(suite: Suite, records: Mapping[str, Record]) -> dict[str, Choice]:
     return choices
 
 
-def chosen(suite: Suite, records: Mapping[str, Record]) -> dict[str, float]:
+def step_sizes(choices: Mapping[str, Choice]) -> dict[str, float]:
     """The step size of every cell that has one, for `Suite.reported`."""
-    return {c: choice.lr for c, choice in choose(suite, records).items() if choice.lr is not None}
+    return {cell: choice.lr for cell, choice in choices.items() if choice.lr is not None}
+
+
+def chosen(suite: Suite, records: Mapping[str, Record]) -> dict[str, float]:
+    """The step sizes that `choose` finds."""
+    return step_sizes(choose(suite, records))
 
 
 def _lost(tried: list[Record | None]) -> str:

@@ -305,6 +305,18 @@ def test_setting_the_step_size_takes_the_place_of_tuning(write, texts):
     assert {run.spec.lr for run in suite.reported()} == {0.3}
 
 
+def test_setting_the_seed_leaves_the_seeds_that_are_tuned_on(write, texts):
+    suite = Suite.load(str(write(texts["tuned"])), ["seed=5"])
+    assert {run.spec.seed for run in suite.tuning} == {100, 101}
+    assert {run.spec.seed for run in suite.planned()} == {5}
+
+
+def test_a_step_size_in_set_beside_tuning_is_refused(texts):
+    source = tomllib.loads(texts["tuned"]) | {"set": {"lr": 0.1}}
+    with pytest.raises(UserError, match="leave lr out"):
+        Suite.from_source("tuned", source)
+
+
 def test_overrides_apply_in_order(load):
     assert {spec.rounds for spec in load("rounds=5", "rounds=6")} == {6}
 

@@ -8,11 +8,10 @@ from typing import Any, cast
 
 import pandas as pd
 
-from teleport_bench.metrics import AXES
 from teleport_bench.record import Record
 from teleport_bench.report.statistics import NO_STEP_SIZE
 from teleport_bench.suite import PlannedRun, Suite
-from teleport_bench.tune import Choice, choose, chosen
+from teleport_bench.tune import Choice, choose, step_sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,24 +37,15 @@ class Frame:
         runs = [*self.suite.tuning, *self.reported]
         return [self.records[r.spec.id] for r in runs if r.spec.id in self.records]
 
-    def metrics(self) -> list[str]:
-        """Metrics that the reported records have, axes left out."""
-        names = dict.fromkeys(
-            name
-            for run in self.reported
-            if (record := self.records.get(run.spec.id))
-            for name in record.curves
-        )
-        return [name for name in names if name not in AXES]
-
 
 def frame(suite: Suite, records: Mapping[str, Record]) -> Frame:
     """Join a suite's plan with the records that are there; a run without one is "missing"."""
-    choices, lrs = choose(suite, records), chosen(suite, records)
-    reported = {(run.cell, run.spec.seed): run for run in suite.reported(lrs)} if lrs else {}
+    choices = choose(suite, records)
+    reported = suite.reported(step_sizes(choices))
+    at = {(run.cell, run.spec.seed): run for run in reported} if suite.spec.tune else {}
     finals, curves = [], []
     for planned in suite.planned():
-        run = reported.get((planned.cell, planned.spec.seed)) if suite.spec.tune else planned
+        run = at.get((planned.cell, planned.spec.seed)) if suite.spec.tune else planned
         record = records.get(run.spec.id) if run else None
         status: str = record.status if record else "missing"
         if not run and planned.cell in choices:
@@ -80,7 +70,7 @@ def frame(suite: Suite, records: Mapping[str, Record]) -> Frame:
     return Frame(
         suite,
         records,
-        suite.reported(lrs),
+        reported,
         choices,
         pd.DataFrame(finals),
         pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(),
