@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from teleport_kernels import reference
 from teleport_kernels.mixing import Mixing
-from teleport_kernels.reference import accumulation_dtype
+from teleport_kernels.reference import BLOCK, accumulation_dtype
 
 SOURCE = Path(__file__).with_name("cpu_mix.cpp")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-ffp-contract=off", "-std=c++17", "-shared", "-fPIC")
@@ -26,8 +27,13 @@ CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3
 TILE_BYTES = 128 * 1024
 """Accumulated values of all rows in a tile: leaves room for the inputs in a core's second-level
 cache, 256 KiB or more on machines of the last ten years."""
-RUN = 512
+RUN = 128
 """Columns of a tile at least, however many rows: shorter runs of memory are not fetched ahead."""
+PAST_CACHE = 16 * 2**20
+"""Bytes of results from which they are written past the cache, as the next reader would not find
+them there: saves the read of what is overwritten."""
+EAGER_TILE = 2**18
+"""Elements of a tile without a compiler: more calls cost more than the cache saves."""
 PARALLEL = 2**15
 """Elements below which one thread is faster than waking the others."""
 
@@ -37,7 +43,9 @@ class _Arguments(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("dtype", "k", "width")),
-        *((name, ctypes.c_void_p) for name in ("indptr", "indices", "leader", "weights", "x")),
+        *((name, ctypes.c_void_p) for name in ("indptr", "indices")),
+        ("n_runs", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("runs", "weights", "x")),
         ("x_stride", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("source", "grad")),
         ("grad_stride", ctypes.c_int64),
@@ -49,7 +57,7 @@ class _Arguments(ctypes.Structure):
         ("out", ctypes.c_void_p),
         ("out_stride", ctypes.c_int64),
         ("target", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("tile", "threads")),
+        *((name, ctypes.c_int64) for name in ("tile", "threads", "past")),
     )
 
 
@@ -64,31 +72,20 @@ def mix(
     out: Tensor,
     *,
     grad: Tensor | None = None,
-    lr: float | Tensor = 0.0,
+    lr: Tensor | None = None,
     momentum: Tensor | None = None,
     beta: float = 0.0,
     nesterov: bool = False,
     weight_decay: float = 0.0,
     source: Tensor | None = None,
     target: Tensor | None = None,
-) -> bool:
-    """`ops.sgd_mix`, or `ops.teleport_mix` without grad, on checked arguments; False where this
-    build cannot (no compiler, a dtype that it has not, a last dimension with gaps)."""
-    rows = [t for t in (x, grad, momentum, out) if t is not None]
-    if any(t.dtype != x.dtype or (t.stride(1) != 1 and t.shape[1] > 1) for t in rows):
-        return False
+) -> None:
+    """`reference.mix` on checked arguments, by the compiled pass or else tile by tile in torch."""
     k, width, dtype = mixing.n_rows, x.shape[1], accumulation_dtype(x.dtype)
     if not k or not width:
-        return True
-    library = _library()
-    if library is None:
-        return False
-    weights, leader = mixing.plan(dtype)
-    # one value a row, in the accumulation dtype as in the reference
-    steps = torch.as_tensor(lr, dtype=dtype).reshape(-1).expand(k).contiguous()
-    size = torch.finfo(dtype).bits // 8
-    tile = max(RUN, TILE_BYTES // (k * size) // 64 * 64)
-    threads = torch.get_num_threads() if k * width >= PARALLEL else 1
+        return
+    tile = max(RUN, TILE_BYTES // (k * dtype.itemsize) // 64 * 64)
+    threads = _threads(k * width)
     if threads > 1:  # enough tiles for all threads
         tile = min(tile, max(64, -(-width // threads) // 64 * 64 + 64))
     arguments = _Arguments(
@@ -97,27 +94,80 @@ def mix(
         width,
         mixing.indptr.data_ptr(),
         mixing.indices.data_ptr(),
-        leader.data_ptr(),
-        weights.data_ptr(),
+        mixing.runs.numel() - 1,
+        mixing.runs.data_ptr(),
+        mixing.weights_as(dtype).data_ptr(),
         x.data_ptr(),
         x.stride(0),
-        None if source is None else source.data_ptr(),
-        None if grad is None else grad.data_ptr(),
+        _address(source),
+        _address(grad),
         0 if grad is None else grad.stride(0),
-        None if momentum is None else momentum.data_ptr(),
+        _address(momentum),
         0 if momentum is None else momentum.stride(0),
-        steps.data_ptr(),
+        _address(lr),
         beta,
         weight_decay,
         nesterov,
         out.data_ptr(),
         out.stride(0),
-        None if target is None else target.data_ptr(),
+        _address(target),
         tile,
         threads,
+        k * width * x.element_size() >= PAST_CACHE,
     )
-    failed: int = library.teleport_kernels_mix(ctypes.byref(arguments))
-    return not failed
+    library = _library()
+    if library is not None and not library.teleport_kernels_mix(ctypes.byref(arguments)):
+        return
+    tile = max(RUN, EAGER_TILE // k)
+    for first in range(0, width, tile):  # what a tile needs stays in the cache
+        cut = slice(first, first + tile)
+        reference.mix(
+            x[:, cut],
+            mixing,
+            out[:, cut],
+            grad=None if grad is None else grad[:, cut],
+            lr=lr,
+            momentum=None if momentum is None else momentum[:, cut],
+            beta=beta,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
+            source=source,
+            target=target,
+        )
+
+
+def consensus(x: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    """`reference.consensus`, by the compiled pass where there is one."""
+    groups, (rows, width), dtype = starts.numel() - 1, x.shape, accumulation_dtype(x.dtype)
+    library = _library() if width else None
+    if library is not None:
+        mean = torch.empty(groups, width, dtype=dtype)
+        distance = torch.empty(groups, dtype=dtype)
+        tile = max(1, TILE_BYTES // (-(-rows // groups) * x.element_size()) // BLOCK) * BLOCK
+        failed = library.teleport_kernels_consensus(
+            CODES[x.dtype],
+            groups,
+            width,
+            starts.data_ptr(),
+            x.data_ptr(),
+            x.stride(0),
+            mean.data_ptr(),
+            distance.data_ptr(),
+            BLOCK,
+            min(tile, -(-width // BLOCK) * BLOCK),
+            _threads(rows * width),
+        )
+        if not failed:
+            return mean, distance
+    return reference.consensus(x, starts)
+
+
+def _threads(elements: int) -> int:
+    return torch.get_num_threads() if elements >= PARALLEL else 1
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 @functools.cache
@@ -163,6 +213,11 @@ def _load(compiler: str) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.teleport_kernels_mix.argtypes = (ctypes.POINTER(_Arguments),)
     library.teleport_kernels_mix.restype = ctypes.c_int
+    word, pointer = ctypes.c_int64, ctypes.c_void_p
+    library.teleport_kernels_consensus.argtypes = (
+        *(word, word, word, pointer, pointer, word, pointer, pointer, word, word, word),
+    )
+    library.teleport_kernels_consensus.restype = ctypes.c_int
     return library
 
 

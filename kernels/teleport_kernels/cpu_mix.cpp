@@ -3,16 +3,24 @@
 //   y[b]           = x[source[b]] - lr[b] * u(grad[b], momentum[b], x[source[b]])
 //   out[target[a]] = sum_j weights[a, j] * y[j]
 //
-// A tile is a range of columns narrow enough that the rows of one tile stay in the cache of a core,
-// so that each input is read from memory once and each output written once, whatever the degree of
-// the graph. Every product and every sum is rounded on its own, neighbours in ascending order: the
-// results are those of reference.py bit for bit (compile with -ffp-contract=off).
+// A tile is a range of columns narrow enough that the y of all rows of one tile stay in the cache of
+// a core, so that each input is read from memory once and each output written once, whatever the
+// degree of the graph. y is copied there even without a step: rows lie far apart in memory, often at
+// multiples of the page, where they would displace each other in the cache. Every product and every
+// sum is rounded on its own, neighbours in ascending order: the results are those of reference.py
+// bit for bit (compile with -ffp-contract=off).
 
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+
 namespace {
+
+constexpr int64_t AHEAD = 16;  // rows
 
 struct BF16 {
     uint16_t bits;
@@ -45,10 +53,16 @@ inline void store(_Float16& to, const float v) { to = _Float16(v); }
 // One vector register. `Near` is one that may lie anywhere in memory.
 #if defined(__AVX512F__)
 #define TK_BYTES 64
+#define TK_STREAM(to, v) _mm512_stream_si512((__m512i*)(to), (__m512i)(v))
 #elif defined(__AVX__)
 #define TK_BYTES 32
+#define TK_STREAM(to, v) _mm256_stream_si256((__m256i*)(to), (__m256i)(v))
+#elif defined(__SSE2__)
+#define TK_BYTES 16
+#define TK_STREAM(to, v) _mm_stream_si128((__m128i*)(to), (__m128i)(v))
 #else
 #define TK_BYTES 16
+#define TK_STREAM(to, v) (*(to) = (v))
 #endif
 template <class A> struct Wide {
     typedef A Vector __attribute__((vector_size(TK_BYTES)));
@@ -56,9 +70,31 @@ template <class A> struct Wide {
     static constexpr int64_t size = TK_BYTES / sizeof(A);
 };
 
+// Elements of `to` before the first one that a register may be streamed to.
+template <class T> inline int64_t unaligned(const T* to, const int64_t n) {
+    const int64_t head = int64_t(-uintptr_t(to) % TK_BYTES / sizeof(T));
+    return head < n ? head : n;
+}
+
+// Copy past the cache: the destination is neither read first nor kept.
+template <class T> inline void stream(T* __restrict to, const T* __restrict from, const int64_t n) {
+    using Vector = typename Wide<int32_t>::Vector;
+    constexpr int64_t V = TK_BYTES / sizeof(T);
+    int64_t c = unaligned(to, n);
+    std::memcpy(to, from, c * sizeof(T));
+    for (; c + V <= n; c += V) {
+        Vector v;
+        std::memcpy(&v, from + c, TK_BYTES);
+        TK_STREAM((Vector*)(to + c), v);
+    }
+    std::memcpy(to + c, from + c, (n - c) * sizeof(T));
+}
+
 template <class T, class A> struct Pass {
     int64_t k, width;
-    const int64_t *indptr, *indices, *leader;
+    const int64_t *indptr, *indices;
+    int64_t n_runs;
+    const int64_t* runs;
     const A* weights;
     const T* x;
     int64_t x_stride;
@@ -108,7 +144,7 @@ template <class T, class A> struct Pass {
     }
 
     // One output row over one tile; rows[j] is where the tile of y[j] begins.
-    void gather(T* o, const A* const* rows, int64_t i, int64_t n) const {
+    template <bool PAST> void gather(T* o, const A* const* rows, int64_t i, int64_t n) const {
         using Vector = typename Wide<A>::Vector;
         using Near = typename Wide<A>::Near;
         constexpr int64_t V = Wide<A>::size;
@@ -117,77 +153,143 @@ template <class T, class A> struct Pass {
             for (int64_t c = 0; c < n; ++c) store(o[c], A(0));
             return;
         }
-        int64_t c = 0;
-        for (; c + 4 * V <= n; c += 4 * V) {
-            const A* r = rows[indices[first]] + c;
-            A w = weights[first];
-            Vector s0 = w * *(const Near*)r, s1 = w * *(const Near*)(r + V),
-                   s2 = w * *(const Near*)(r + 2 * V), s3 = w * *(const Near*)(r + 3 * V);
-            for (int64_t e = first + 1; e < last; ++e) {
-                r = rows[indices[e]] + c;
-                w = weights[e];
-                s0 = s0 + w * *(const Near*)r;
-                s1 = s1 + w * *(const Near*)(r + V);
-                s2 = s2 + w * *(const Near*)(r + 2 * V);
-                s3 = s3 + w * *(const Near*)(r + 3 * V);
-            }
-            if constexpr (sizeof(T) == sizeof(A)) {
-                *(Near*)(o + c) = s0;
-                *(Near*)(o + c + V) = s1;
-                *(Near*)(o + c + 2 * V) = s2;
-                *(Near*)(o + c + 3 * V) = s3;
-            } else {
-                A sums[4 * V];
-                *(Near*)sums = s0;
-                *(Near*)(sums + V) = s1;
-                *(Near*)(sums + 2 * V) = s2;
-                *(Near*)(sums + 3 * V) = s3;
-                for (int64_t v = 0; v < 4 * V; ++v) store(o[c + v], sums[v]);
-            }
-        }
-        for (; c < n; ++c) {
+        const auto one = [&](int64_t c) {
             A sum = weights[first] * rows[indices[first]][c];
             for (int64_t e = first + 1; e < last; ++e) {
                 const A term = weights[e] * rows[indices[e]][c];
                 sum = sum + term;
             }
             store(o[c], sum);
+        };
+        int64_t c = 0;
+        if constexpr (PAST)
+            for (const int64_t head = unaligned(o, n); c < head; ++c) one(c);
+        for (; c + 4 * V <= n; c += 4 * V) {
+            const A* r = rows[indices[first]] + c;
+            A w = weights[first];
+            Vector s[4];
+            for (int v = 0; v < 4; ++v) s[v] = w * *(const Near*)(r + v * V);
+            for (int64_t e = first + 1; e < last; ++e) {
+                r = rows[indices[e]] + c;
+                w = weights[e];
+                for (int v = 0; v < 4; ++v) s[v] = s[v] + w * *(const Near*)(r + v * V);
+            }
+            if constexpr (PAST) {
+                for (int v = 0; v < 4; ++v) TK_STREAM((Vector*)(o + c + v * V), s[v]);
+            } else if constexpr (sizeof(T) == sizeof(A)) {
+                for (int v = 0; v < 4; ++v) *(Near*)(o + c + v * V) = s[v];
+            } else {
+                A sums[4 * V];
+                for (int v = 0; v < 4; ++v) *(Near*)(sums + v * V) = s[v];
+                for (int64_t v = 0; v < 4 * V; ++v) store(o[c + v], sums[v]);
+            }
         }
+        for (; c < n; ++c) one(c);
     }
 
-    void run(int64_t tile, int threads) const {
-        constexpr bool direct = sizeof(T) == sizeof(A);
-        const bool copies = grad || !direct;
+    // The inputs of one row and tile: short runs of memory are not fetched ahead by themselves.
+    void prefetch(int64_t b, int64_t from, int64_t n) const {
+        const auto fetch = [&](const T* p) {
+            for (int64_t c = 0; c < n; c += 64 / sizeof(T)) __builtin_prefetch(p + from + c);
+        };
+        fetch(x + (source ? source[b] : b) * x_stride);
+        if (grad) fetch(grad + b * grad_stride);
+        if (momentum) fetch(momentum + b * momentum_stride);
+    }
+
+    void run(int64_t tile, int threads, bool past) const {
+        constexpr bool same_type = sizeof(T) == sizeof(A);
         const int64_t tiles = (width + tile - 1) / tile;
 #pragma omp parallel num_threads(threads)
         {
-            std::vector<A> buffer(copies ? k * tile : 0);
+            std::vector<A> buffer(k * tile);
             std::vector<const A*> rows(k);
+            std::vector<T> line(tile);
 #pragma omp for schedule(static)
             for (int64_t t = 0; t < tiles; ++t) {
                 const int64_t from = t * tile, n = width - from < tile ? width - from : tile;
                 for (int64_t b = 0; b < k; ++b) {
-                    if (copies) {
-                        rows[b] = buffer.data() + b * tile;
-                        descend(buffer.data() + b * tile, b, from, n);
+                    rows[b] = buffer.data() + b * tile;
+                    if (b + AHEAD < k) prefetch(b + AHEAD, from, n);
+                    descend(buffer.data() + b * tile, b, from, n);
+                }
+                const auto to = [&](int64_t i) {
+                    return out + (target ? target[i] : i) * out_stride + from;
+                };
+                for (int64_t r = 0; r < n_runs; ++r) {
+                    const int64_t i = runs[r], end = runs[r + 1];
+                    if (end == i + 1 && !past) {
+                        gather<false>(to(i), rows.data(), i, n);
+                    } else if (end == i + 1 && same_type) {
+                        gather<same_type>(to(i), rows.data(), i, n);
                     } else {
-                        rows[b] = (const A*)(x + (source ? source[b] : b) * x_stride + from);
+                        gather<false>(line.data(), rows.data(), i, n);
+                        for (int64_t j = i; j < end; ++j) {
+                            if (past)
+                                stream(to(j), line.data(), n);
+                            else
+                                std::memcpy(to(j), line.data(), n * sizeof(T));
+                        }
                     }
                 }
-                for (int64_t i = 0; i < k; ++i) {
-                    T* o = out + (target ? target[i] : i) * out_stride + from;
-                    // rows with the same neighbours and weights have the same result
-                    const int64_t same = leader[i];
-                    if (same == i)
-                        gather(o, rows.data(), i, n);
-                    else
-                        std::memcpy(o, out + (target ? target[same] : same) * out_stride + from,
-                                    n * sizeof(T));
-                }
             }
+#ifdef __SSE2__
+            if (past) _mm_sfence();
+#endif
         }
     }
 };
+
+// v[0] <- the sum of n values, by halving: v[c] + v[c + half], again and again.
+template <class A> inline A halved(A* v, int64_t n) {
+    while (n > 1) {
+        const int64_t half = (n + 1) / 2;
+        for (int64_t c = 0; c < n - half; ++c) v[c] = v[c] + v[c + half];
+        n = half;
+    }
+    return v[0];
+}
+
+// Mean row of every group and the squared distances to it, summed over the rows of each column, then
+// over columns: blocks by halving, and the blocks' sums by halving. A tile is a number of blocks.
+template <class T, class A>
+void consensus(int64_t groups, int64_t width, const int64_t* starts, const T* x, int64_t stride,
+               A* mean, A* distance, int64_t block, int64_t tile, int threads) {
+    const int64_t tiles = (width + tile - 1) / tile, blocks = (width + block - 1) / block;
+    std::vector<A> partial(groups * blocks);
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<A> squares(tile);
+#pragma omp for schedule(static) collapse(2)
+        for (int64_t g = 0; g < groups; ++g) {
+            for (int64_t t = 0; t < tiles; ++t) {
+                const int64_t first = starts[g], last = starts[g + 1];
+                const int64_t from = t * tile, n = width - from < tile ? width - from : tile;
+                const T* const rows = x + from;
+                A* __restrict m = mean + g * width + from;
+                A* __restrict s = squares.data();
+                for (int64_t c = 0; c < n; ++c) m[c] = load(rows[first * stride + c]);
+                for (int64_t i = first + 1; i < last; ++i) {
+                    const T* __restrict r = rows + i * stride;
+                    for (int64_t c = 0; c < n; ++c) m[c] = m[c] + load(r[c]);
+                }
+                const A size = A(last - first);
+                for (int64_t c = 0; c < n; ++c) m[c] = m[c] / size;
+                std::memset(s, 0, tile * sizeof(A));  // also beyond the last column
+                for (int64_t i = first; i < last; ++i) {
+                    const T* __restrict r = rows + i * stride;
+                    for (int64_t c = 0; c < n; ++c) {
+                        const A d = load(r[c]) - m[c];
+                        s[c] = s[c] + d * d;
+                    }
+                }
+                for (int64_t c = 0; c < n; c += block)
+                    partial[g * blocks + (from + c) / block] = halved(s + c, block);
+            }
+        }
+    }
+    for (int64_t g = 0; g < groups; ++g) distance[g] = halved(&partial[g * blocks], blocks);
+}
 
 }  // namespace
 
@@ -196,7 +298,9 @@ extern "C" {
 struct Arguments {
     int64_t dtype;  // 0 float32, 1 float64, 2 bfloat16, 3 float16
     int64_t k, width;
-    const int64_t *indptr, *indices, *leader;
+    const int64_t *indptr, *indices;
+    int64_t n_runs;
+    const int64_t* runs;
     const void *weights, *x;
     int64_t x_stride;
     const int64_t* source;
@@ -210,23 +314,40 @@ struct Arguments {
     void* out;
     int64_t out_stride;
     const int64_t* target;
-    int64_t tile, threads;
+    int64_t tile, threads, past;
 };
 
 // 0, or 1 for a dtype that this build has not.
 int teleport_kernels_mix(const Arguments* a) {
 #define TK_RUN(T, A)                                                                              \
-    Pass<T, A>{a->k, a->width, a->indptr, a->indices, a->leader, (const A*)a->weights,            \
+    Pass<T, A>{a->k, a->width, a->indptr, a->indices, a->n_runs, a->runs, (const A*)a->weights,   \
                (const T*)a->x, a->x_stride, a->source, (const T*)a->grad, a->grad_stride,         \
                (T*)a->momentum, a->momentum_stride, (const A*)a->lr, A(a->beta), A(a->decay),     \
                a->nesterov != 0, (T*)a->out, a->out_stride, a->target}                            \
-        .run(a->tile, int(a->threads))
+        .run(a->tile, int(a->threads), a->past != 0)
     switch (a->dtype) {
         case 0: TK_RUN(float, float); return 0;
         case 1: TK_RUN(double, double); return 0;
         case 2: TK_RUN(BF16, float); return 0;
 #ifdef TK_HALF
         case 3: TK_RUN(_Float16, float); return 0;
+#endif
+        default: return 1;
+    }
+}
+
+int teleport_kernels_consensus(int64_t dtype, int64_t groups, int64_t width, const int64_t* starts,
+                               const void* x, int64_t stride, void* mean, void* distance,
+                               int64_t block, int64_t tile, int64_t threads) {
+#define TK_CONSENSUS(T, A)                                                                        \
+    consensus<T, A>(groups, width, starts, (const T*)x, stride, (A*)mean, (A*)distance, block,    \
+                    tile, int(threads))
+    switch (dtype) {
+        case 0: TK_CONSENSUS(float, float); return 0;
+        case 1: TK_CONSENSUS(double, double); return 0;
+        case 2: TK_CONSENSUS(BF16, float); return 0;
+#ifdef TK_HALF
+        case 3: TK_CONSENSUS(_Float16, float); return 0;
 #endif
         default: return 1;
     }

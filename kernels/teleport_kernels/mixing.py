@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,8 +28,18 @@ class Mixing:
     indptr: Tensor
     indices: Tensor
     weights: Tensor
-    _slots: dict[torch.dtype, list[Slot]] = field(default_factory=dict, repr=False)
-    _plans: dict[torch.dtype, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    # What the kernels read, made once: time-varying schedules then switch matrices for nothing.
+    weights32: Tensor = field(init=False, repr=False)
+    """(nnz,) the weights in float32."""
+    runs: Tensor = field(init=False, repr=False)
+    """(r + 1,) int64: rows runs[i] .. runs[i + 1] - 1 have the same entries, and so one result."""
+    _slots: dict[torch.dtype, list[Slot]] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        set_ = functools.partial(object.__setattr__, self)
+        set_("weights32", self.weights.float())
+        set_("runs", self._runs())
 
     @classmethod
     def from_dense(cls, W: Tensor) -> Mixing:
@@ -103,26 +114,44 @@ class Mixing:
         device = torch.device(device)
         if self.device == device:
             return self
-        return Mixing(self.indptr.to(device), self.indices.to(device), self.weights.to(device))
+        return Mixing.from_tensors([part.to(device) for part in self.tensors()])
 
-    def plan(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(nnz,) weights in the given dtype, and (n,) the leader of each row: the first of the
-        consecutive rows that have the same entries, and so the same result; made once."""
-        if dtype not in self._plans:
-            weights = self.weights.to(dtype).contiguous()
-            n, entry = self.n_rows, torch.arange(self.nnz, device=self.device)
-            degree = self.degrees[self.rows]
-            above = (entry - degree).clamp_(
-                min=0
-            )  # the same entry of the row above, if it is alike
-            differs = (self.indices != self.indices[above]) | (weights != weights[above])
-            same = torch.zeros(n, dtype=torch.bool, device=self.device)
-            same[1:] = self.degrees[1:] == self.degrees[:-1]
-            same &= torch.bincount(self.rows[differs], minlength=n) == 0
-            row = torch.arange(n, device=self.device)
-            leader = torch.where(same, 0, row).cummax(0).values if n else row
-            self._plans[dtype] = weights, leader
-        return self._plans[dtype]
+    def tensors(self) -> list[Tensor]:
+        """The parts, for ops that take tensors alone; `from_tensors` puts them together again."""
+        return [self.indptr, self.indices, self.weights, self.weights32, self.runs]
+
+    @classmethod
+    def from_tensors(cls, parts: Sequence[Tensor]) -> Mixing:
+        """The matrix of these parts, as they are."""
+        mixing = object.__new__(cls)
+        names = ("indptr", "indices", "weights", "weights32", "runs")
+        for name, part in zip(names, parts, strict=True):
+            object.__setattr__(mixing, name, part)
+        object.__setattr__(mixing, "_slots", {})
+        return mixing
+
+    def transposed(self) -> list[Tensor]:
+        """`tensors()` of W^T, what a derivative is multiplied by; no size depends on a value."""
+        order = torch.argsort(self.indices, stable=True)
+        row = torch.arange(self.n_rows + 1, device=self.device)
+        indptr = torch.searchsorted(self.indices[order], row)
+        return [indptr, self.rows[order], self.weights[order], self.weights32[order], row]
+
+    def weights_as(self, dtype: torch.dtype) -> Tensor:
+        """(nnz,) the weights in float32 or float64."""
+        return self.weights if dtype == torch.float64 else self.weights32
+
+    def _runs(self) -> Tensor:
+        """Where a row differs from the one above it."""
+        above = torch.arange(self.nnz, device=self.device) - self.degrees[self.rows]
+        above.clamp_(min=0)  # the same entry of the row above, if it has as many
+        unlike = (self.indices != self.indices[above]) | (self.weights != self.weights[above])
+        unlike_before = torch.zeros_like(self.indptr[:1]).expand(self.nnz + 1).clone()
+        unlike_before[1:] = unlike.cumsum(0)
+        begins = torch.ones(self.n_rows + 1, dtype=torch.bool, device=self.device)
+        begins[1:-1] = self.degrees.diff() != 0
+        begins[:-1] |= unlike_before[self.indptr[1:]] > unlike_before[self.indptr[:-1]]
+        return begins.nonzero().squeeze(1)
 
     def slots(self, dtype: torch.dtype) -> list[Slot]:
         """The matrix cut by position in the row: slot d holds the d-th neighbour of every row that
@@ -134,7 +163,7 @@ class Mixing:
                 has = (degrees > d).nonzero().squeeze(1)
                 entry = starts[has] + d
                 full = has.numel() == self.n_rows
-                weights = self.weights[entry].to(dtype).unsqueeze(1)
+                weights = self.weights_as(dtype)[entry].unsqueeze(1)
                 slots.append(Slot(None if full else has, self.indices[entry], weights))
             self._slots[dtype] = slots
         return self._slots[dtype]

@@ -1,8 +1,8 @@
 """The definition of every op in plain torch: slow on purpose nowhere, clever nowhere.
 
-Out of place, on any device, for float64, float32, bfloat16 and float16. Accumulation is in float32
-(float64 for float64), neighbours in ascending column order, every product and every sum rounded on
-its own (no fused multiply-add), and one rounding at the end to the dtype of x.
+On any device, for float64, float32, bfloat16 and float16. Accumulation is in float32 (float64 for
+float64), neighbours in ascending column order, every product and every sum rounded on its own (no
+fused multiply-add), and one rounding at the end to the dtype of x.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from teleport_kernels.mixing import Mixing
+
+BLOCK = 256
+"""Columns whose squared distances are summed first: part of the definition of `consensus`."""
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -43,7 +46,7 @@ def descend(
     nesterov: bool,
     weight_decay: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """The local step: (y, new momentum) in the accumulation dtype.
+    """The local step: (y, new momentum) in the accumulation dtype. lr: a number, (k, 1) or ().
 
     d = grad + weight_decay x;  m <- beta m + d;  u = d + beta m (Nesterov) or m, or d without
     momentum;  y = x - lr u.
@@ -59,13 +62,65 @@ def descend(
     return x - lr * d, m
 
 
-def consensus(x: Tensor, groups: Tensor, n_groups: int) -> tuple[Tensor, Tensor]:
-    """(rows, P), (rows,) -> (n_groups, P) mean row, (n_groups,) sum of squared distances to it."""
+def mix(
+    x: Tensor,
+    mixing: Mixing,
+    out: Tensor,
+    *,
+    grad: Tensor | None = None,
+    lr: Tensor | None = None,
+    momentum: Tensor | None = None,
+    beta: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    source: Tensor | None = None,
+    target: Tensor | None = None,
+) -> None:
+    """`ops.sgd_mix`, or `ops.teleport_mix` without grad, into out; lr: (k,)."""
+    y = x if source is None else x[source]
+    if grad is not None:
+        assert lr is not None
+        y, m = descend(y, grad, lr.unsqueeze(1), momentum, beta, nesterov, weight_decay)
+        if momentum is not None and m is not None:
+            momentum.copy_(m)
+    mixed = gossip(y, mixing)
+    if target is None:
+        out.copy_(mixed)
+    else:
+        out[target] = mixed.to(out.dtype)
+
+
+def consensus(x: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows, P) -> (g, P) mean row and (g,) sum of squared distances to it, for the groups of rows
+    starts[i] .. starts[i + 1] - 1; starts: (g + 1,) int64, no group empty.
+
+    Rows are added in ascending order; columns by `sum_columns`.
+    """
     x = x.to(accumulation_dtype(x.dtype))
-    sizes = torch.bincount(groups, minlength=n_groups).to(x.dtype).unsqueeze(1)
-    mean = torch.zeros(n_groups, x.shape[1], dtype=x.dtype, device=x.device)
-    mean.index_add_(0, groups, x).div_(sizes)
-    distance = (x - mean[groups]).square_().sum(1)
-    return mean, torch.zeros(n_groups, dtype=x.dtype, device=x.device).index_add_(
-        0, groups, distance
-    )
+    sizes = starts.diff()
+    places = [(sizes > p).nonzero().squeeze(1) for p in range(int(sizes.max()))]
+    mean = x[starts[:-1]]
+    for p, has in enumerate(places[1:], 1):
+        mean[has] += x[starts[has] + p]
+    mean /= sizes.unsqueeze(1)
+    squares = torch.zeros_like(mean)
+    for p, has in enumerate(places):
+        squares[has] += (x[starts[has] + p] - mean[has]).square()
+    return mean, sum_columns(squares)
+
+
+def sum_columns(x: Tensor) -> Tensor:
+    """(g, P) -> (g,): blocks of BLOCK columns by halving, then the sums of the blocks likewise."""
+    if not x.shape[1]:
+        return x.sum(1)
+    blocks = -(-x.shape[1] // BLOCK)
+    padded = torch.nn.functional.pad(x, (0, blocks * BLOCK - x.shape[1]))
+    return _halved(_halved(padded.view(-1, blocks, BLOCK)))
+
+
+def _halved(x: Tensor) -> Tensor:
+    """Sum over the last dimension: add its second half to its first, again and again."""
+    while (n := x.shape[-1]) > 1:
+        half = (n + 1) // 2
+        x = torch.cat((x[..., : n - half] + x[..., half:], x[..., n - half : half]), -1)
+    return x.squeeze(-1)

@@ -146,3 +146,34 @@ def test_rows_columns_and_weights_of_different_lengths_are_refused(lengths):
 def test_block_diag_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one block"):
         block_diag([])
+
+
+@pytest.mark.parametrize(
+    ("W", "runs"),
+    [
+        (torch.ones(4, 4), [0, 4]),
+        (torch.eye(3), [0, 1, 2, 3]),
+        (torch.zeros(3, 3), [0, 3]),
+        (torch.zeros(0, 0), [0]),
+        (torch.tensor([[1.0, 1, 0], [1, 1, 0], [0, 1, 1]]), [0, 2, 3]),
+        (torch.tensor([[1.0, 1, 0], [1, 2, 0], [1, 2, 0]]), [0, 1, 3]),
+        (torch.tensor([[0.0, 1, 0], [0, 0, 1], [0, 0, 0]]), [0, 1, 2, 3]),
+    ],
+)
+def test_rows_alike_and_side_by_side_are_one_run(W, runs):
+    one = Mixing.from_dense(W)
+    assert one.runs.tolist() == runs
+    if W.any():  # rows of two blocks never have the same entries, unless they have none
+        twice = runs[:-1] + [len(W) + run for run in runs]
+        assert block_diag([one, one]).runs.tolist() == twice
+
+
+@settings(deadline=None, max_examples=50)
+@given(matrices())
+def test_the_parts_of_the_transposed_matrix_are_those_of_the_dense_one(W):
+    parts = Mixing.from_dense(W).transposed()
+    expected = Mixing.from_dense(W.T)
+    again = Mixing.from_tensors(parts)
+    assert torch.equal(again.dense(), W.T.double())
+    assert torch.equal(again.indices, expected.indices)
+    assert torch.equal(again.weights32, expected.weights32)

@@ -1,15 +1,17 @@
-"""The ops against their equations: exactly where numbers allow it, bit by bit where they do not."""
+"""The ops against their equations: exactly where numbers allow it, bit by bit where they do not.
+
+Every lane runs this file: see lanes.py and test_lanes.py.
+"""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lanes import DTYPES, INTERPRETED, tk
 
-import teleport_kernels as tk
 from teleport_kernels import Mixing
 
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SIZES = [0, 1, 63, 64, 65]
 NAN = float("nan")
 
@@ -386,18 +388,22 @@ def test_half_precision_accumulates_terms_that_alone_would_round_away(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_arguments_and_results_need_not_be_contiguous(dtype):
+@pytest.mark.parametrize("gap", [1, 16])
+def test_rows_may_lie_apart(dtype, gap):
     rng = np.random.default_rng(0)
     m = mix(directed(rng, 5, rng.standard_normal((5, 5))))
-    x, grad, buf = (normal(rng, 65, 10, dtype=dtype).T[::2] for _ in range(3))
-    out = torch.full((65, 10), NAN, dtype=dtype).T[::2]
-    copy = buf.contiguous()
+    x, grad, buf = (normal(rng, 5, 64 + gap, dtype=dtype)[:, :64] for _ in range(3))
+    nodes = torch.full((5, 2 * gap + 64), NAN, dtype=dtype)
+    out = nodes[:, gap:-gap]
+    copy = buf.clone()
     expected = tk.sgd_mix(
-        x.contiguous(), grad.contiguous(), m, lr=0.1, momentum=copy, beta=0.9, weight_decay=0.1
+        x.clone(), grad.clone(), m, lr=0.1, momentum=copy, beta=0.9, weight_decay=0.1
     )
     tk.sgd_mix(x, grad, m, lr=0.1, momentum=buf, beta=0.9, weight_decay=0.1, out=out)
     assert same_bits(out, expected)
     assert same_bits(buf, copy)
+    assert nodes.isnan().sum() == 5 * 2 * gap
+    assert same_bits(tk.consensus(x)[0], tk.consensus(x.clone())[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -461,83 +467,13 @@ def test_one_row_and_two_equal_rows_are_their_own_mean_at_no_distance(seed, k, n
     assert distance == 0
 
 
-X, M = torch.ones(3, 4), Mixing.identity(3)
-G = torch.ones(3, 4)
-
-
-def index(*values):
-    return torch.tensor(values, dtype=torch.int64)
-
-
-BAD = {
-    "x must be (rows, n_params), got shape (3,)": lambda: tk.gossip_mix(torch.ones(3), M),
-    "x must be one of float32, bfloat16, float16, float64, got torch.int64": lambda: tk.gossip_mix(
-        X.long(), M
-    ),
-    "a (3, 3) mixing matrix needs 3 rows, got 2": lambda: tk.gossip_mix(X[:2], M),
-    "the mixing matrix is on meta and x on cpu": lambda: tk.gossip_mix(X, M.to("meta")),
-    "out shares memory with x": lambda: tk.gossip_mix(X, M, out=X),
-    "out shares memory": lambda: tk.gossip_mix(X[:, :2], M, out=X[:, 1:3]),
-    "out must be rows of 4 torch.float32 values on cpu, got (3, 5)": lambda: tk.gossip_mix(
-        X, M, out=torch.ones(3, 5)
-    ),
-    "got (3, 4) torch.float64": lambda: tk.gossip_mix(X, M, out=X.double()),
-    "out must be (rows, n_params), got shape (4,)": lambda: tk.gossip_mix(X, M, out=torch.ones(4)),
-    "out must have 3 rows, got 4": lambda: tk.gossip_mix(X, M, out=torch.ones(4, 4)),
-    "target names rows of out: give out as well": lambda: tk.teleport_mix(
-        X, M, target=index(0, 1, 2)
-    ),
-    "target names a row twice": lambda: tk.teleport_mix(
-        X, M, target=index(0, 3, 0), out=torch.ones(5, 4)
-    ),
-    "target 5 is out of range, expected 0..4": lambda: tk.teleport_mix(
-        X, M, target=index(0, 1, 5), out=torch.ones(5, 4)
-    ),
-    "target -1 is out of range": lambda: tk.teleport_mix(
-        X, M, target=index(0, 1, -1), out=torch.ones(5, 4)
-    ),
-    "target must be (3,) int64, got (2,) torch.int64": lambda: tk.teleport_mix(
-        X, M, target=index(0, 1), out=torch.ones(5, 4)
-    ),
-    "target must be (3,) int64, got (3,) torch.int32": lambda: tk.teleport_mix(
-        X, M, target=index(0, 1, 2).int(), out=torch.ones(5, 4)
-    ),
-    "source 3 is out of range, expected 0..2": lambda: tk.teleport_mix(X, M, source=index(0, 1, 3)),
-    "source -1 is out of range": lambda: tk.teleport_mix(X, M, source=index(0, 1, -1)),
-    "source must be (3,) int64, got (4,)": lambda: tk.teleport_mix(X, M, source=index(0, 1, 2, 0)),
-    "source must be (3,) int64, got (3,) torch.float32": lambda: tk.teleport_mix(
-        X, M, source=torch.zeros(3)
-    ),
-    "grad must have shape (3, 4) on cpu, got (2, 4)": lambda: tk.sgd_mix(X, G[:2], M, lr=0.1),
-    "grad must have shape (3, 4) on cpu, got (3, 4) on meta": lambda: tk.sgd_mix(
-        X, G.to("meta"), M, lr=0.1
-    ),
-    "momentum must have shape (3, 4) on cpu, got (3, 5)": lambda: tk.sgd_mix(
-        X, G, M, lr=0.1, momentum=torch.ones(3, 5)
-    ),
-    "lr must be a number or have shape (3,), got (2,)": lambda: tk.sgd_mix(
-        X, G, M, lr=torch.ones(2)
-    ),
-    "got (3, 1)": lambda: tk.sgd_mix(X, G, M, lr=torch.ones(3, 1)),
-    "the mean of no rows is undefined": lambda: tk.consensus(torch.ones(0, 4)),
-    "groups must have shape (3,), got (2,)": lambda: tk.consensus(X, index(0, 0)),
-    "groups must be ids 0..g-1 in ascending order": lambda: tk.consensus(X, index(0, 1, 0)),
-    "in ascending order with none left out": lambda: tk.consensus(X, index(0, 0, 2)),
-    "groups must be ids 0..g-1": lambda: tk.consensus(X, index(1, 1, 2)),
-    "groups must be ids": lambda: tk.consensus(torch.ones(0, 4), index()),
-}
-
-
-@pytest.mark.parametrize("message", BAD)
-def test_an_argument_that_does_not_fit_is_refused_and_named(message):
-    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is compared below
-        BAD[message]()
-    assert message in str(error.value)
-
-
-def test_a_refused_step_leaves_momentum_and_out_as_they_were():
-    momentum, out = torch.ones(3, 4), torch.full((5, 4), 7.0)
-    with pytest.raises(ValueError, match="target 5 is out of range"):
-        tk.sgd_mix(X, G, M, lr=0.1, momentum=momentum, beta=0.9, target=index(0, 1, 5), out=out)
-    assert torch.equal(momentum, torch.ones(3, 4))
-    assert torch.equal(out, torch.full((5, 4), 7.0))
+@pytest.mark.skipif(not INTERPRETED, reason="every other lane rounds bfloat16 to nearest")
+@settings(deadline=None, max_examples=30)
+@given(seeds, st.integers(1, 12), sizes)
+def test_the_interpreter_cuts_bfloat16_off_at_most_one_step_away(seed, k, n_params):
+    rng = np.random.default_rng(seed)
+    W = directed(rng, k, rng.standard_normal((k, k)))
+    x = normal(rng, k, n_params, dtype=torch.bfloat16)
+    found, expected = tk.gossip_mix(x, mix(W)), ordered(W, x, torch.bfloat16)
+    steps = bits(found).int() - bits(expected).int()
+    assert bool(((steps == 0) | (steps == -1)).all()), "towards zero, by one step"

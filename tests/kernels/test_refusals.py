@@ -1,0 +1,135 @@
+"""What the ops refuse, and what they say."""
+
+import pytest
+import torch
+
+import teleport_kernels as tk
+from teleport_kernels import Mixing
+
+X, M = torch.ones(3, 4), Mixing.identity(3)
+G, B = torch.ones(3, 4), torch.ones(3, 4)
+NAN = float("nan")
+
+
+def index(*values):
+    return torch.tensor(values, dtype=torch.int64)
+
+
+BAD = {
+    "x must be (rows, n_params), got shape (3,)": lambda: tk.gossip_mix(torch.ones(3), M),
+    "x must be one of float32, bfloat16, float16, float64, got torch.int64": lambda: tk.gossip_mix(
+        X.long(), M
+    ),
+    "a (3, 3) mixing matrix needs 3 rows, got 2": lambda: tk.gossip_mix(X[:2], M),
+    "the mixing matrix is on meta and x on cpu": lambda: tk.gossip_mix(X, M.to("meta")),
+    "out shares memory with x": lambda: tk.gossip_mix(X, M, out=X),
+    "out shares memory": lambda: tk.gossip_mix(X[:, :2], M, out=X[:, 1:3]),
+    "out shares memory with grad": lambda: tk.sgd_mix(X, G, M, lr=0.1, out=G),
+    "out shares memory with momentum": lambda: tk.sgd_mix(X, G, M, lr=0.1, momentum=B, out=B),
+    "momentum shares memory with x": lambda: tk.sgd_mix(X, G, M, lr=0.1, momentum=X),
+    "momentum shares memory with grad": lambda: tk.sgd_mix(X, G, M, lr=0.1, momentum=G),
+    "the rows of out overlap, got strides (0, 1) for 4 columns": lambda: tk.gossip_mix(
+        X, M, out=torch.ones(4).expand(3, 4)
+    ),
+    "the last dimension of x must be contiguous, got strides (8, 2): give x.contiguous()": (
+        lambda: tk.gossip_mix(torch.ones(3, 8)[:, ::2], M)
+    ),
+    "the last dimension of out must be contiguous": lambda: tk.gossip_mix(
+        X, M, out=torch.ones(4, 3).T
+    ),
+    "the last dimension of grad must be contiguous": lambda: tk.sgd_mix(
+        X, torch.ones(4, 3).T, M, lr=0.1
+    ),
+    "grad must be rows of 4 torch.float32 values on cpu, got (3, 4) torch.bfloat16": (
+        lambda: tk.sgd_mix(X, G.bfloat16(), M, lr=0.1)
+    ),
+    "lr must be a number or have shape (3,) on cpu, got (3,) on meta": lambda: tk.sgd_mix(
+        X, G, M, lr=torch.ones(3, device="meta")
+    ),
+    "mixing weights must be finite, got NaN": lambda: Mixing.from_dense(torch.full((3, 3), NAN)),
+    'unknown backend "cuda" in the argument, expected one of triton, cpu, reference': (
+        lambda: tk.gossip_mix(X, M, backend="cuda")
+    ),
+    'backend "triton" on CPU tensors runs in Triton\'s interpreter alone': lambda: tk.gossip_mix(
+        X, M, backend="triton"
+    ),
+    "a mix into out has no derivative": lambda: tk.gossip_mix(
+        X.clone().requires_grad_(), M, out=torch.ones(3, 4)
+    ),
+    "out must be rows of 4 torch.float32 values on cpu, got (3, 5)": lambda: tk.gossip_mix(
+        X, M, out=torch.ones(3, 5)
+    ),
+    "got (3, 4) torch.float64": lambda: tk.gossip_mix(X, M, out=X.double()),
+    "out must be (rows, n_params), got shape (4,)": lambda: tk.gossip_mix(X, M, out=torch.ones(4)),
+    "out must have 3 rows, got 4": lambda: tk.gossip_mix(X, M, out=torch.ones(4, 4)),
+    "target names rows of out: give out as well": lambda: tk.teleport_mix(
+        X, M, target=index(0, 1, 2)
+    ),
+    "target names a row twice": lambda: tk.teleport_mix(
+        X, M, target=index(0, 3, 0), out=torch.ones(5, 4)
+    ),
+    "target 5 is out of range, expected 0..4": lambda: tk.teleport_mix(
+        X, M, target=index(0, 1, 5), out=torch.ones(5, 4)
+    ),
+    "target -1 is out of range": lambda: tk.teleport_mix(
+        X, M, target=index(0, 1, -1), out=torch.ones(5, 4)
+    ),
+    "target must be (3,) int64 on cpu, got (2,) torch.int64 on cpu": lambda: tk.teleport_mix(
+        X, M, target=index(0, 1), out=torch.ones(5, 4)
+    ),
+    "target must be (3,) int64 on cpu, got (3,) torch.int32": lambda: tk.teleport_mix(
+        X, M, target=index(0, 1, 2).int(), out=torch.ones(5, 4)
+    ),
+    "source 3 is out of range, expected 0..2": lambda: tk.teleport_mix(X, M, source=index(0, 1, 3)),
+    "source -1 is out of range": lambda: tk.teleport_mix(X, M, source=index(0, 1, -1)),
+    "source must be (3,) int64 on cpu, got (4,)": lambda: tk.teleport_mix(
+        X, M, source=index(0, 1, 2, 0)
+    ),
+    "source must be (3,) int64 on cpu, got (3,) torch.float32": lambda: tk.teleport_mix(
+        X, M, source=torch.zeros(3)
+    ),
+    "grad must have 3 rows, got 2": lambda: tk.sgd_mix(X, G[:2], M, lr=0.1),
+    "grad must be rows of 4 torch.float32 values on cpu, got (3, 4) torch.float32 on meta": (
+        lambda: tk.sgd_mix(X, G.to("meta"), M, lr=0.1)
+    ),
+    "momentum must be rows of 4 torch.float32 values on cpu, got (3, 5)": lambda: tk.sgd_mix(
+        X, G, M, lr=0.1, momentum=torch.ones(3, 5)
+    ),
+    "lr must be a number or have shape (3,) on cpu, got (2,)": lambda: tk.sgd_mix(
+        X, G, M, lr=torch.ones(2)
+    ),
+    "got (3, 1)": lambda: tk.sgd_mix(X, G, M, lr=torch.ones(3, 1)),
+    "the mean of no rows is undefined": lambda: tk.consensus(torch.ones(0, 4)),
+    "groups must have shape (3,) on cpu, got (2,)": lambda: tk.consensus(X, index(0, 0)),
+    "groups must be ids 0..g-1 in ascending order": lambda: tk.consensus(X, index(0, 1, 0)),
+    "in ascending order with none left out": lambda: tk.consensus(X, index(0, 0, 2)),
+    "groups must be ids 0..g-1": lambda: tk.consensus(X, index(1, 1, 2)),
+    "groups must be ids": lambda: tk.consensus(torch.ones(0, 4), index()),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_an_argument_that_does_not_fit_is_refused_and_named(message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is compared below
+        BAD[message]()
+    assert message in str(error.value)
+
+
+def test_a_refused_step_leaves_momentum_and_out_as_they_were():
+    momentum, out = torch.ones(3, 4), torch.full((5, 4), 7.0)
+    with pytest.raises(ValueError, match="target 5 is out of range"):
+        tk.sgd_mix(X, G, M, lr=0.1, momentum=momentum, beta=0.9, target=index(0, 1, 5), out=out)
+    assert torch.equal(momentum, torch.ones(3, 4))
+    assert torch.equal(out, torch.full((5, 4), 7.0))
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(slice(3), slice(4)), (slice(3, 6), slice(4)), (slice(3), slice(4, 8))]
+)
+def test_rows_or_columns_of_one_buffer_may_be_mixed_into_others(rows, columns):
+    buffer = torch.randn(6, 8)
+    out = buffer[rows, columns]
+    x = buffer[:3, 4:] if columns.start is None else buffer[:3, :4]
+    expected = x.clone()
+    assert torch.equal(tk.gossip_mix(x, M, out=out), expected)
+    assert torch.equal(out, expected)
