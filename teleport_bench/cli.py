@@ -1,4 +1,4 @@
-"""The command line: `teleport-bench list | run | report | env`."""
+"""The command line: `teleport-bench list | run | report | kernels | env`."""
 
 from __future__ import annotations
 
@@ -67,17 +67,31 @@ def _parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="write nothing; exit 1 where a file differs by a byte"
     )
     report.set_defaults(command=_report)
-    for command in (run, report):
+
+    kernels = commands.add_parser(
+        "kernels", help="time the mixing kernels beside plain copies, and write tables and a figure"
+    )
+    kernels.add_argument(
+        "--json",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        help="measure nothing: draw what pytest-benchmark wrote",
+    )
+    kernels.add_argument("--scale", default="full", choices=("full", "small"))
+    kernels.set_defaults(command=_kernels)
+    for command, where in ((run, "SUITE"), (report, "SUITE"), (kernels, "kernels/MACHINE")):
         command.add_argument(
             "--out",
             metavar="DIR",
             type=Path,
             default=Path("results"),
-            help="results lie in DIR/SUITE (default: results)",
+            help=f"results lie in DIR/{where} (default: results)",
         )
 
     env = commands.add_parser("env", help="what a record says of this machine and this code")
-    env.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    for command in (env, kernels):
+        command.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     env.set_defaults(command=_env)
     return parser
 
@@ -167,6 +181,47 @@ def _report(options: argparse.Namespace) -> int:
     if not wrong:
         print(f"{len(files)} files of {folder} are what {len(records)} records give, byte for byte")
     return SOME_FAILED if wrong else OK
+
+
+def _kernels(options: argparse.Namespace) -> int:
+    import tempfile
+
+    from teleport_bench.report.build import write
+    from teleport_bench.report.kernels import build, load, machine_name
+
+    with tempfile.TemporaryDirectory() as folder:
+        paths = options.json or [Path(folder) / "benchmark.json"]
+        code = OK if options.json else _measure(paths[0], options.device, options.scale)
+        if code != OK and not paths[0].exists():
+            return SOME_FAILED
+        frame, machine = load(paths)
+        tables, files = build(frame, machine)
+        files |= {path.name: path.read_bytes() for path in paths}
+    place = options.out / "kernels" / machine_name(machine)
+    write(place, files)
+    for table in tables:
+        print(f"\n{table.caption}\n{table.terminal()}")
+        for note in table.notes:
+            print(note)
+    print(f"\nTables, a figure and all samples: {place}")
+    return SOME_FAILED if code else OK
+
+
+def _measure(path: Path, device: str, scale: str) -> int:
+    """Run the benchmarks in a process of their own."""
+    import subprocess
+
+    from teleport_bench.errors import UserError
+
+    file = Path(__file__).parents[1] / "suites" / "bench" / "test_kernels.py"
+    if not file.is_file():
+        raise UserError(
+            "the benchmarks are in the project's checkout, not in its package: run it from there, "
+            "or give --json a file that it wrote"
+        )
+    options = ["-q", "-p", "no:cacheprovider", "--benchmark-disable-gc", "--device", device]
+    command = [sys.executable, "-m", "pytest", str(file), *options, "--scale", scale]
+    return subprocess.run([*command, f"--benchmark-json={path}"], check=False).returncode
 
 
 def _env(options: argparse.Namespace) -> int:

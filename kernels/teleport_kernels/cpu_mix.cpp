@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <vector>
 
 #ifdef __SSE2__
@@ -50,7 +51,15 @@ inline float load(const _Float16 v) { return float(v); }
 inline void store(_Float16& to, const float v) { to = _Float16(v); }
 #endif
 
-// One vector register. `Near` is one that may lie anywhere in memory.
+template <class T, class A> inline void widen(A* __restrict to, const T* __restrict from, int64_t n) {
+    for (int64_t c = 0; c < n; ++c) to[c] = load(from[c]);
+}
+template <class T, class A>
+inline void narrow(T* __restrict to, const A* __restrict from, const int64_t n) {
+    for (int64_t c = 0; c < n; ++c) store(to[c], from[c]);
+}
+
+// One vector register, and a store of it that goes past the cache.
 #if defined(__AVX512F__)
 #define TK_BYTES 64
 #define TK_STREAM(to, v) _mm512_stream_si512((__m512i*)(to), (__m512i)(v))
@@ -65,8 +74,7 @@ inline void store(_Float16& to, const float v) { to = _Float16(v); }
 #define TK_STREAM(to, v) (*(to) = (v))
 #endif
 template <class A> struct Wide {
-    typedef A Vector __attribute__((vector_size(TK_BYTES)));
-    typedef A Near __attribute__((vector_size(TK_BYTES), aligned(alignof(A)), may_alias));
+    typedef A Vector __attribute__((vector_size(TK_BYTES), may_alias));
     static constexpr int64_t size = TK_BYTES / sizeof(A);
 };
 
@@ -89,6 +97,15 @@ template <class T> inline void stream(T* __restrict to, const T* __restrict from
     }
     std::memcpy(to + c, from + c, (n - c) * sizeof(T));
 }
+
+// Memory of one thread that begins where a register may.
+template <class A> struct Buffer {
+    A* const data;
+    explicit Buffer(int64_t n) : data((A*)::operator new(n * sizeof(A), LINE)) {}
+    ~Buffer() { ::operator delete(data, LINE); }
+    Buffer(const Buffer&) = delete;
+    static constexpr std::align_val_t LINE{64};
+};
 
 template <class T, class A> struct Pass {
     int64_t k, width;
@@ -114,7 +131,7 @@ template <class T, class A> struct Pass {
     void descend(A* __restrict y, int64_t b, int64_t from, int64_t n) const {
         const T* __restrict xr = x + (source ? source[b] : b) * x_stride + from;
         if (!grad) {
-            for (int64_t c = 0; c < n; ++c) y[c] = load(xr[c]);
+            widen(y, xr, n);
             return;
         }
         const T* __restrict g = grad + b * grad_stride + from;
@@ -143,48 +160,35 @@ template <class T, class A> struct Pass {
         }
     }
 
-    // One output row over one tile; rows[j] is where the tile of y[j] begins.
-    template <bool PAST> void gather(T* o, const A* const* rows, int64_t i, int64_t n) const {
+    // One output row over one tile, in whole registers: up to 63 columns more than asked for. They
+    // go to the row itself where it takes whole registers, else (and what is left of it) to line;
+    // the column from which the result is in line is returned.
+    int64_t gather(T* to, T* line, const A* y, int64_t pitch, int64_t i, int64_t n,
+                   bool past) const {
         using Vector = typename Wide<A>::Vector;
-        using Near = typename Wide<A>::Near;
         constexpr int64_t V = Wide<A>::size;
+        constexpr bool same_type = sizeof(T) == sizeof(A);
+        const bool direct = same_type && to && uintptr_t(to) % TK_BYTES == 0;
+        const int64_t whole = direct ? n / (4 * V) * (4 * V) : 0;
         const int64_t first = indptr[i], last = indptr[i + 1];
-        if (first == last) {
-            for (int64_t c = 0; c < n; ++c) store(o[c], A(0));
-            return;
+        for (int64_t c = 0; c < n; c += 4 * V) {
+            Vector s[4] = {};
+            for (int64_t e = first; e < last; ++e) {
+                const Vector* r = (const Vector*)(y + indices[e] * pitch + c);
+                const A w = weights[e];
+                if (e == first)
+                    for (int v = 0; v < 4; ++v) s[v] = w * r[v];
+                else
+                    for (int v = 0; v < 4; ++v) s[v] = s[v] + w * r[v];
+            }
+            if (c >= whole)
+                narrow(line + c, (const A*)s, 4 * V);
+            else if (past)
+                for (int v = 0; v < 4; ++v) TK_STREAM((Vector*)(to + c) + v, s[v]);
+            else
+                for (int v = 0; v < 4; ++v) ((Vector*)(to + c))[v] = s[v];
         }
-        const auto one = [&](int64_t c) {
-            A sum = weights[first] * rows[indices[first]][c];
-            for (int64_t e = first + 1; e < last; ++e) {
-                const A term = weights[e] * rows[indices[e]][c];
-                sum = sum + term;
-            }
-            store(o[c], sum);
-        };
-        int64_t c = 0;
-        if constexpr (PAST)
-            for (const int64_t head = unaligned(o, n); c < head; ++c) one(c);
-        for (; c + 4 * V <= n; c += 4 * V) {
-            const A* r = rows[indices[first]] + c;
-            A w = weights[first];
-            Vector s[4];
-            for (int v = 0; v < 4; ++v) s[v] = w * *(const Near*)(r + v * V);
-            for (int64_t e = first + 1; e < last; ++e) {
-                r = rows[indices[e]] + c;
-                w = weights[e];
-                for (int v = 0; v < 4; ++v) s[v] = s[v] + w * *(const Near*)(r + v * V);
-            }
-            if constexpr (PAST) {
-                for (int v = 0; v < 4; ++v) TK_STREAM((Vector*)(o + c + v * V), s[v]);
-            } else if constexpr (sizeof(T) == sizeof(A)) {
-                for (int v = 0; v < 4; ++v) *(Near*)(o + c + v * V) = s[v];
-            } else {
-                A sums[4 * V];
-                for (int v = 0; v < 4; ++v) *(Near*)(sums + v * V) = s[v];
-                for (int64_t v = 0; v < 4 * V; ++v) store(o[c + v], sums[v]);
-            }
-        }
-        for (; c < n; ++c) one(c);
+        return whole;
     }
 
     // The inputs of one row and tile: short runs of memory are not fetched ahead by themselves.
@@ -197,39 +201,32 @@ template <class T, class A> struct Pass {
         if (momentum) fetch(momentum + b * momentum_stride);
     }
 
+    // tile: a multiple of 64 columns.
     void run(int64_t tile, int threads, bool past) const {
-        constexpr bool same_type = sizeof(T) == sizeof(A);
         const int64_t tiles = (width + tile - 1) / tile;
 #pragma omp parallel num_threads(threads)
         {
-            std::vector<A> buffer(k * tile);
-            std::vector<const A*> rows(k);
-            std::vector<T> line(tile);
+            const Buffer<A> y(k * tile);
+            const Buffer<T> line(tile);
 #pragma omp for schedule(static)
             for (int64_t t = 0; t < tiles; ++t) {
                 const int64_t from = t * tile, n = width - from < tile ? width - from : tile;
                 for (int64_t b = 0; b < k; ++b) {
-                    rows[b] = buffer.data() + b * tile;
                     if (b + AHEAD < k) prefetch(b + AHEAD, from, n);
-                    descend(buffer.data() + b * tile, b, from, n);
+                    descend(y.data + b * tile, b, from, n);
                 }
-                const auto to = [&](int64_t i) {
-                    return out + (target ? target[i] : i) * out_stride + from;
-                };
                 for (int64_t r = 0; r < n_runs; ++r) {
-                    const int64_t i = runs[r], end = runs[r + 1];
-                    if (end == i + 1 && !past) {
-                        gather<false>(to(i), rows.data(), i, n);
-                    } else if (end == i + 1 && same_type) {
-                        gather<same_type>(to(i), rows.data(), i, n);
-                    } else {
-                        gather<false>(line.data(), rows.data(), i, n);
-                        for (int64_t j = i; j < end; ++j) {
-                            if (past)
-                                stream(to(j), line.data(), n);
-                            else
-                                std::memcpy(to(j), line.data(), n * sizeof(T));
-                        }
+                    const auto row = [&](int64_t i) {
+                        return out + (target ? target[i] : i) * out_stride + from;
+                    };
+                    const int64_t first = runs[r], last = runs[r + 1];
+                    T* alone = last == first + 1 ? row(first) : nullptr;
+                    const int64_t c = gather(alone, line.data, y.data, tile, first, n, past);
+                    for (int64_t i = first; i < last; ++i) {
+                        if (past)
+                            stream(row(i) + c, line.data + c, n - c);
+                        else
+                            std::memcpy(row(i) + c, line.data + c, (n - c) * sizeof(T));
                     }
                 }
             }

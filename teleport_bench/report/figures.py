@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
@@ -31,14 +33,8 @@ def draw(frame: Frame, spec: FigureSpec) -> dict[str, bytes]:
     """{"svg": .., "png": ..}: one panel a value of spec.columns, one line a method."""
     runs = frame.runs
     values = sorted(runs[spec.columns].unique()) if spec.columns and len(runs) else [None]
-    settings = {**sns.axes_style("whitegrid"), **sns.plotting_context("paper")}
-    with mpl.rc_context():
-        mpl.rcdefaults()  # a user's own settings would make other bytes of the same records
-        mpl.rcParams.update({**settings, "svg.hashsalt": spec.name})
-        longest = max((len(run.label) for run in frame.suite.planned()), default=0)
-        width = 3.4 * len(values) + 0.9 + 0.065 * longest
-        figure = Figure(figsize=(width, 3.1), layout="constrained")
-        FigureCanvasAgg(figure)
+    longest = max((len(run.label) for run in frame.suite.planned()), default=0)
+    with canvas(spec.name, 3.4 * len(values) + 0.9 + 0.065 * longest, 3.1) as figure:
         panels = figure.subplots(1, len(values), sharey=True, squeeze=False)[0]
         for ax, value in zip(panels, values, strict=True):
             inside = lambda data, v=value: data if v is None else data[data[spec.columns] == v]  # noqa: E731
@@ -48,7 +44,24 @@ def draw(frame: Frame, spec: FigureSpec) -> dict[str, bytes]:
         for ax in panels[1:]:
             ax.set_ylabel("")
         _legend(figure, frame)
-        return {"svg": _save(figure, "svg"), "png": _save(figure, "png")}
+        return rendered(figure)
+
+
+@contextmanager
+def canvas(name: str, width: float, height: float) -> Iterator[Figure]:
+    """An empty figure in the project's style, width and height in inches."""
+    settings = {**sns.axes_style("whitegrid"), **sns.plotting_context("paper")}
+    with mpl.rc_context():
+        mpl.rcdefaults()  # a user's own settings would make other bytes of the same records
+        mpl.rcParams.update({**settings, "svg.hashsalt": name})
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+
+
+def rendered(figure: Figure) -> dict[str, bytes]:
+    """{"svg": .., "png": ..}."""
+    return {"svg": _save(figure, "svg"), "png": _save(figure, "png")}
 
 
 def _panel(ax: Axes, frame: Frame, spec: FigureSpec, inside: Any) -> None:

@@ -1,7 +1,7 @@
 """Compile every Triton kernel for devices that are not here, and print what the machine code holds.
 
 Run as a program, without TRITON_INTERPRET, in a process of its own, with the names of targets (all
-without any): one JSON object a line.
+without any): one JSON object a line; or with --table for results/kernels/compiled.md.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -145,17 +146,45 @@ def amd(kernel: Any) -> dict[str, int]:
     }
 
 
-def main(names: list[str]) -> None:
+def facts(names: list[str]) -> Iterator[dict[str, Any]]:
     for op in OPS:
         for dtype in DTYPES:
             for k in ROWS if op != "consensus" else ROWS[:1]:
                 for name in names or TARGETS:
                     target = TARGETS[name]
                     kernel = compiled(op, dtype, k, target)
-                    facts = nvidia(kernel, target.arch) if target.backend == "cuda" else amd(kernel)
+                    found = nvidia(kernel, target.arch) if target.backend == "cuda" else amd(kernel)
                     row = {"op": op, "dtype": dtype, "rows": k, "target": name}
-                    row["row_accesses"] = row_accesses(op, dtype, k)
-                    print(json.dumps(row | facts), flush=True)
+                    yield row | {"row_accesses": row_accesses(op, dtype, k)} | found
+
+
+def table() -> str:
+    """Registers a thread by target, a line each op, dtype and number of rows."""
+    from tabulate import tabulate
+
+    lines: dict[tuple[Any, ...], dict[str, str]] = {}
+    for row in facts([]):
+        key = (row["op"], row["dtype"], row["rows"])
+        lines.setdefault(key, {})[row["target"]] = f"{row['registers']}"
+    body = [[*key, *(line[name] for name in TARGETS)] for key, line in lines.items()]
+    header = ["op", "dtype", "rows", *TARGETS]
+    return f"""# What the kernels compile to
+
+Registers a thread, by Triton {triton.__version__}, for devices that were not there. A program has
+{triton_mix.THREADS} threads. Everywhere: rows are read and written 16 bytes at a time, no register
+spills, no multiply-add in mixing. Made by `python tests/kernels/compile_lane.py --table`; the tests
+assert what stands here, registers up to 128.
+
+{tabulate(body, header, tablefmt="pipe")}
+"""
+
+
+def main(arguments: list[str]) -> None:
+    if arguments == ["--table"]:
+        print(table(), end="")
+        return
+    for row in facts(arguments):
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -96,9 +96,9 @@ MUTATIONS = [
     Mutation(
         "neighbours in descending order",
         CPU,
-        "const A term = weights[e] * rows[indices[e]][c];",
-        "const int64_t back = first + last - e;\n"
-        "                const A term = weights[back] * rows[indices[back]][c];",
+        "indices[e] * pitch + c);\n                const A w = weights[e];",
+        "indices[first + last - 1 - e] * pitch + c);\n"
+        "                const A w = weights[first + last - 1 - e];",
     ),
     Mutation(
         "32-bit offsets of rows",
@@ -108,7 +108,10 @@ MUTATIONS = [
         FAR,
     ),
     Mutation(
-        "the last columns of a tile are left out", CPU, "for (; c < n; ++c) one(c);", "(void)one;"
+        "the last columns of a tile are left out",
+        CPU,
+        "std::memcpy(row(i) + c, line.data + c, (n - c) * sizeof(T));",
+        "std::memcpy(row(i) + c, line.data + c, (n - c) / 2 * sizeof(T));",
     ),
     Mutation(
         "source and target swapped",

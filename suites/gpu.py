@@ -1,0 +1,87 @@
+"""What a CUDA device can show, most important first, in nine minutes: `make gpu`.
+
+    python3 suites/gpu.py OUT
+
+Nothing is installed: the packages of this Python are taken as they are, and the checkout is put on
+its path. Each step has its time and leaves its log and its results in OUT, whatever follows. Exit
+code 0: all steps passed; 1: one did not; 2: there is no CUDA device.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Step(NamedTuple):
+    """A program, its time in seconds, and what it is told beside its arguments."""
+
+    name: str
+    seconds: int
+    arguments: list[str]
+    environment: dict[str, str] = {}
+
+
+def steps(out: Path) -> list[Step]:
+    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    # the tests of the kernels need no package of the benchmark suite
+    tests = [*pytest, "--confcutdir=tests/kernels", "-W", "default"]
+    bench = [*pytest, "suites/bench/test_kernels.py", "--device=cuda", "-W", "default"]
+
+    def kernels(name: str, seconds: int, which: str) -> Step:
+        # pytest-benchmark writes its file at the end: skip what is left in time for it
+        limits = ["-k", which, f"--seconds={seconds - 30}"]
+        return Step(name, seconds, [*bench, *limits, f"--benchmark-json={out / name}.json"])
+
+    return [
+        Step("device", 90, [*tests, "-m", "gpu", "tests/kernels/test_gpu.py"]),
+        kernels("kernels", 180, "teleport_kernels"),
+        Step("properties", 110, [*tests, "tests/kernels/test_ops.py"], {"TEST_DEVICE": "cuda"}),
+        kernels("rivals", 150, "not teleport_kernels"),
+    ]
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        print("usage: gpu.py OUT, a folder for logs and results", file=sys.stderr)
+        return 2
+    probe = "import torch, sys; sys.exit(not torch.cuda.is_available())"
+    if subprocess.run([sys.executable, "-c", probe], check=False).returncode:
+        print("no CUDA device: torch.cuda.is_available() is False", file=sys.stderr)
+        return 2
+    out = Path(arguments[0]).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+    failed = []
+    for step in steps(out):
+        began = time.monotonic()
+        log = out / f"{step.name}.log"
+        with log.open("w") as file:
+            try:
+                code: int | str = subprocess.run(
+                    [sys.executable, *step.arguments],
+                    cwd=ROOT,
+                    env=os.environ | {"PYTHONPATH": paths} | step.environment,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    timeout=step.seconds,
+                    check=False,
+                ).returncode
+            except subprocess.TimeoutExpired:
+                code = f"stopped after {step.seconds} s"
+        last = (log.read_text().strip().splitlines() or [""])[-1]
+        print(f"{step.name}: {code} after {time.monotonic() - began:.0f} s: {last}", flush=True)
+        if code != 0:
+            failed.append(step.name)
+    print(f"logs and results: {out}" + (f"; not passed: {', '.join(failed)}" if failed else ""))
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,195 @@
+"""What a run of suites/bench/test_kernels.py says, as tables and a roofline figure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.lines import Line2D
+
+from teleport_bench.errors import UserError
+from teleport_bench.report.figures import canvas, rendered
+from teleport_bench.report.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION
+from teleport_bench.report.tables import Cell, Table
+
+OURS = "teleport_kernels"
+OPS = ("gossip_mix", "teleport_mix", "sgd_mix", "consensus")
+COLOURS = dict(zip(OPS, (BLUE, GREEN, VERMILION, PURPLE), strict=True))
+MARKERS = {"ring": "o", "exponential": "s", "regular": "D", "base": "v", "complete": "*", "-": "P"}
+SPREAD = 0.5
+"""Rounds whose slowest takes this much longer than their fastest, both over the copy beside them,
+are marked: the machine was not quiet."""
+
+
+def load(paths: Sequence[Path]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """One row a benchmark, and what pytest-benchmark says of the machine."""
+    rows: list[dict[str, Any]] = []
+    machines: list[dict[str, Any]] = []
+    for path in paths:
+        try:
+            content = json.loads(path.read_text())
+            rows += [entry["extra_info"] for entry in content["benchmarks"]]
+            machines.append(content["machine_info"])
+            names = {machine_name(machine) for machine in machines}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} is not what `pytest suites/bench/test_kernels.py --benchmark-json={path}` "
+                f"writes ({type(error).__name__}: {error})"
+            ) from None
+    if len(names) > 1:
+        raise UserError(f"one table is of one machine, got files of {', '.join(sorted(names))}")
+    frame = pd.DataFrame(rows)
+    if not {"times_copy", "who"} <= set(frame.columns) or frame["times_copy"].isna().any():
+        raise UserError(f"{path} holds benchmarks of other files than test_kernels.py")
+    frame["shape"] = [f"{k:,} x {p:,}" for k, p in zip(frame["rows"], frame["params"], strict=True)]
+    return frame, machines[0]
+
+
+def machine_name(machine: Mapping[str, Any]) -> str:
+    """A name for a folder: the device that was measured."""
+    cpu = machine.get("cpu", {}).get("brand_raw", machine.get("machine", "machine"))
+    name = machine.get("gpu") or f"{cpu} {machine.get('threads', '')} threads"
+    return re.sub(r"[^a-z0-9]+", "-", str(name).lower()).strip("-")
+
+
+def build(frame: pd.DataFrame, machine: Mapping[str, Any]) -> tuple[list[Table], dict[str, bytes]]:
+    """The tables, and the content of every file by its path."""
+    ours, theirs = frame[frame["who"] == OURS], frame[frame["who"] != OURS]
+    tables = [_times_copy(ours, machine)]
+    if len(theirs):
+        tables.append(_rivals(frame))
+    files = {"benchmark.csv": frame.drop(columns="shape").to_csv(index=False).encode()}
+    for table in tables:
+        files[f"tables/{table.name}.md"] = table.markdown().encode()
+        files[f"tables/{table.name}.tex"] = table.latex().encode()
+    for form, content in _roofline(frame, machine).items():
+        files[f"figures/roofline.{form}"] = content
+    return tables, files
+
+
+def _times_copy(ours: pd.DataFrame, machine: Mapping[str, Any]) -> Table:
+    shapes = list(ours["shape"].unique())
+    rows: list[list[Cell]] = []
+    for (op, graph, dtype), mine in ours.groupby(["op", "graph", "dtype"], sort=False):
+        by_shape = mine.set_index("shape")
+        bound = mine["times_copy"] * mine["share"]
+        cells: list[Cell] = [
+            _marked(by_shape.loc[shape]) if shape in by_shape.index else "" for shape in shapes
+        ]
+        rows.append([*_names(op, graph, dtype), f"{bound.iloc[0]:.2g}", *cells])
+    rows.sort(key=lambda row: OPS.index(str(row[0])))
+    copies = ours[ours["dtype"] == "float32"].groupby("shape")["copy_gb_per_s"].median()
+    bandwidth = ", ".join(f"{copies[shape]:.0f} for {shape}" for shape in shapes)
+    columns = ["op", "graph", "dtype", "bound", *shapes]
+    return Table(
+        "times-a-copy",
+        "Time over that of a plain copy of the same rows",
+        columns,
+        columns,
+        rows,
+        [
+            f"{_machine_line(machine)}. float32 copies, GB/s read and written: {bandwidth}.",
+            "bound: bytes that the op must move over those of the copy; median of the rounds, each "
+            "over a copy timed just before it, memory to memory. sgd_mix with momentum.",
+            f"~ the rounds of this case differ by more than {SPREAD:.0%}.",
+        ],
+    )
+
+
+def _names(*names: object) -> list[str]:
+    return ["" if name == "-" else str(name) for name in names]
+
+
+def _marked(row: pd.Series) -> str:
+    low, high = row["times_copy_range"]
+    return f"{'~' if high > (1 + SPREAD) * low else ''}{row['times_copy']:.2f}"
+
+
+def _rivals(frame: pd.DataFrame) -> Table:
+    shapes = list(frame["shape"].unique())
+    key = ["op", "graph", "dtype", "shape"]
+    own = frame[frame["who"] == OURS].set_index(key)["times_copy"]
+    rows: list[list[Cell]] = []
+    theirs = frame[frame["who"] != OURS]
+    for (op, graph, who), mine in theirs.groupby(["op", "graph", "who"], sort=False):
+        ratio = {
+            row["shape"]: row["times_copy"] / own[tuple(row[key])]
+            for _, row in mine.iterrows()
+            if tuple(row[key]) in own.index
+        }
+        cells = [f"{ratio[shape]:.1f}" if shape in ratio else "" for shape in shapes]
+        rows.append([*_names(op, graph, who), *cells])
+    rows.sort(key=lambda row: OPS.index(str(row[0])))
+    columns = ["op", "graph", "what a user would write", *shapes]
+    return Table(
+        "rivals",
+        "Time over that of teleport_kernels for the same result, float32",
+        columns,
+        columns,
+        rows,
+        ["Each over the copies timed beside it. Results were compared before they were timed."],
+    )
+
+
+def _machine_line(machine: Mapping[str, Any]) -> str:
+    cpu = machine.get("cpu", {}).get("brand_raw", "unknown processor")
+    device = machine.get("gpu") or f"{cpu}, {machine.get('threads')} threads"
+    return f"{device}; torch {machine.get('torch')}"
+
+
+def _roofline(frame: pd.DataFrame, machine: Mapping[str, Any]) -> dict[str, bytes]:
+    """Operations a second against operations a byte; the roof is what a copy moves."""
+    data = frame[(frame["dtype"] == "float32") & (frame["op"] != "consensus")].copy()
+    data["operations"] = (2 * data["nnz"] + data["rows"] * 4 * (data["op"] == "sgd_mix")) * data[
+        "params"
+    ]
+    with canvas("roofline", 6.6, 3.8) as figure:
+        ax = figure.subplots()
+        intensity = data["operations"] / data["bytes"]
+        roof = frame["copy_gb_per_s"].median() * 1e9
+        ends = [intensity.min() / 1.5, intensity.max() * 1.5]
+        ax.plot(ends, [roof * end for end in ends], color=BLACK, linewidth=1)
+        ax.annotate(
+            f"memory: {roof / 1e9:.0f} GB/s, the median copy",
+            (ends[0], roof * ends[0]),
+            xytext=(4, 6),
+            textcoords="offset points",
+            rotation=0,
+            fontsize=8,
+        )
+        for (op, graph, who), mine in data.groupby(["op", "graph", "who"], sort=False):
+            own = who == OURS
+            # each over the copy beside it, so that a busy moment moves no point
+            rate = mine["share"] * roof * mine["operations"] / mine["bytes"]
+            colour = COLOURS[str(op)] if own else ORANGE
+            ax.plot(
+                mine["operations"] / mine["bytes"],
+                rate,
+                linestyle="",
+                marker=MARKERS[str(graph)] if own else "x",
+                markersize=6 if own else 4,
+                color=colour,
+                markeredgecolor="white" if own else colour,
+                markeredgewidth=0.5 if own else 1,
+                zorder=3 if own else 2,
+            )
+        ax.set(xscale="log", yscale="log")
+        ax.set_xlabel("operations for each byte that must move")
+        ax.set_ylabel("operations a second")
+        ax.set_title(_machine_line(machine), fontsize=9)
+        plain: dict[str, Any] = {"linestyle": "", "markersize": 6}
+        handles = [
+            *(Line2D([], [], color=COLOURS[op], marker="o", label=op, **plain) for op in OPS[:3]),
+            Line2D([], [], color=ORANGE, marker="x", label="what a user\nwould write", **plain),
+            *(
+                Line2D([], [], color="#777777", marker=marker, label=name, **plain)
+                for name, marker in MARKERS.items()
+                if name != "-"
+            ),
+        ]
+        figure.legend(handles=handles, loc="outside right upper", frameon=False)
+        return rendered(figure)
