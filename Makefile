@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test lint report-check clean
+.PHONY: help bench test lint report-check kernels gpu clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -21,6 +21,12 @@ lint: $(VENV)/test.stamp ## style and types
 
 report-check: $(VENV)/run.stamp ## rebuild the committed tables and figures and compare byte for byte
 	$(BIN)/teleport-bench report demo --check
+
+kernels: $(VENV)/test.stamp ## time the mixing kernels beside plain copies: results/kernels/MACHINE
+	$(BIN)/teleport-bench kernels
+
+gpu: ## where a CUDA device is, in nine minutes, with PYTHON's packages: tests, benchmarks (OUT=out/gpu)
+	$(PYTHON) suites/gpu.py $(or $(OUT),out/gpu)
 
 clean: ## remove the environment and everything that was built, results/ apart
 	rm -rf $(VENV) out dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -47,12 +47,16 @@ def steps(out: Path) -> list[Step]:
     ]
 
 
+def has_device() -> bool:
+    probe = "import torch, sys; sys.exit(not torch.cuda.is_available())"
+    return not subprocess.run([sys.executable, "-c", probe], check=False).returncode
+
+
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: gpu.py OUT, a folder for logs and results", file=sys.stderr)
         return 2
-    probe = "import torch, sys; sys.exit(not torch.cuda.is_available())"
-    if subprocess.run([sys.executable, "-c", probe], check=False).returncode:
+    if not has_device():
         print("no CUDA device: torch.cuda.is_available() is False", file=sys.stderr)
         return 2
     out = Path(arguments[0]).resolve()

@@ -266,6 +266,7 @@ def test_kernel(benchmark: Any, case: Any, device: torch.device, scale: str) -> 
         "nnz": sets[0].mixing.nnz,
         "dtype": str(dtype).removeprefix("torch."),
         "bytes": moved,
+        "operations": operations(op, sets[0].mixing, width),
         "calls_a_round": repeat,
         "seconds": statistics.median(t for t, _ in pairs),
         "gb_per_s": moved / statistics.median(t for t, _ in pairs) / 1e9,
@@ -274,6 +275,14 @@ def test_kernel(benchmark: Any, case: Any, device: torch.device, scale: str) -> 
         "times_copy_range": [min(t / c for t, c in pairs), max(t / c for t, c in pairs)],
         "share": statistics.median(moved / t / (copied / c) for t, c in pairs),
     }
+
+
+def operations(op: str, mixing: Mixing, width: int) -> int:
+    """Of floats: two an entry of the matrix's distinct rows, and four a value for a step with
+    momentum or for the consensus."""
+    entries = 0 if op == "consensus" else int(mixing.degrees[mixing.runs[:-1]].sum())
+    step = 4 * mixing.n_rows * (op in ("sgd_mix", "consensus"))
+    return (2 * entries + step) * width
 
 
 def inputs(

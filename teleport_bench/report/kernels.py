@@ -143,10 +143,7 @@ def _machine_line(machine: Mapping[str, Any]) -> str:
 
 def _roofline(frame: pd.DataFrame, machine: Mapping[str, Any]) -> dict[str, bytes]:
     """Operations a second against operations a byte; the roof is what a copy moves."""
-    data = frame[(frame["dtype"] == "float32") & (frame["op"] != "consensus")].copy()
-    data["operations"] = (2 * data["nnz"] + data["rows"] * 4 * (data["op"] == "sgd_mix")) * data[
-        "params"
-    ]
+    data = frame[frame["dtype"] == "float32"]
     with canvas("roofline", 6.6, 3.8) as figure:
         ax = figure.subplots()
         intensity = data["operations"] / data["bytes"]
@@ -154,11 +151,12 @@ def _roofline(frame: pd.DataFrame, machine: Mapping[str, Any]) -> dict[str, byte
         ends = [intensity.min() / 1.5, intensity.max() * 1.5]
         ax.plot(ends, [roof * end for end in ends], color=BLACK, linewidth=1)
         ax.annotate(
-            f"memory: {roof / 1e9:.0f} GB/s, the median copy",
-            (ends[0], roof * ends[0]),
-            xytext=(4, 6),
+            f"the median copy:\n{roof / 1e9:.0f} GB/s",
+            (ends[1], roof * ends[1]),
+            xytext=(-8, 0),
             textcoords="offset points",
-            rotation=0,
+            ha="right",
+            va="center",
             fontsize=8,
         )
         for (op, graph, who), mine in data.groupby(["op", "graph", "who"], sort=False):
@@ -183,7 +181,7 @@ def _roofline(frame: pd.DataFrame, machine: Mapping[str, Any]) -> dict[str, byte
         ax.set_title(_machine_line(machine), fontsize=9)
         plain: dict[str, Any] = {"linestyle": "", "markersize": 6}
         handles = [
-            *(Line2D([], [], color=COLOURS[op], marker="o", label=op, **plain) for op in OPS[:3]),
+            *(Line2D([], [], color=COLOURS[op], marker="o", label=op, **plain) for op in OPS),
             Line2D([], [], color=ORANGE, marker="x", label="what a user\nwould write", **plain),
             *(
                 Line2D([], [], color="#777777", marker=marker, label=name, **plain)

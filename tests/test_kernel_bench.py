@@ -1,0 +1,193 @@
+"""The benchmarks of the mixing kernels, their report, and the steps of `make gpu`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from teleport_bench.report import kernels
+from teleport_kernels.roofline import bytes_moved, copy_bandwidth
+
+ROOT = Path(__file__).parents[1]
+MACHINES = sorted((ROOT / "results" / "kernels").glob("*/benchmark.json"))
+
+
+def module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def graph() -> Callable[[str, int], Any]:
+    made: Callable[[str, int], Any] = module(ROOT / "suites" / "bench" / "graphs.py").graph
+    return made
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, bench: Callable[..., Any]) -> Path:
+    """A folder with the report of a small run."""
+    folder = tmp_path_factory.mktemp("kernels")
+    done = bench("kernels", "--scale", "small", "--device", "cpu", "--out", folder)
+    assert done.code == 0, done.err
+    assert "Time over that of a plain copy" in done.out
+    (place,) = (folder / "kernels").iterdir()
+    return place
+
+
+def test_a_run_leaves_tables_a_figure_and_all_samples(measured: Path) -> None:
+    names = {p.relative_to(measured).as_posix() for p in measured.rglob("*") if p.is_file()}
+    tables = {
+        f"tables/{name}.{form}" for name in ("rivals", "times-a-copy") for form in ("md", "tex")
+    }
+    figures = {"figures/roofline.svg", "figures/roofline.png"}
+    assert names == tables | figures | {"benchmark.csv", "benchmark.json"}
+    content = json.loads((measured / "benchmark.json").read_text())
+    assert "node" not in content["machine_info"]
+    assert {entry["extra_info"]["op"] for entry in content["benchmarks"]} == set(kernels.OPS)
+    for entry in content["benchmarks"]:
+        facts = entry["extra_info"]
+        assert facts["share"] == pytest.approx(facts["gb_per_s"] / facts["copy_gb_per_s"], rel=0.5)
+        assert entry["stats"]["data"]
+
+
+def test_the_same_samples_are_drawn_again_byte_for_byte(
+    measured: Path, tmp_path: Path, bench: Callable[..., Any]
+) -> None:
+    done = bench("kernels", "--json", measured / "benchmark.json", "--out", tmp_path)
+    assert done.code == 0, done.err
+    again = tmp_path / "kernels" / measured.name
+    for path in (p for p in measured.rglob("*") if p.is_file()):
+        assert (again / path.relative_to(measured)).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("path", MACHINES, ids=lambda path: path.parent.name)
+def test_committed_tables_and_figures_are_what_the_samples_give(path: Path) -> None:
+    frame, machine = kernels.load([path])
+    assert kernels.machine_name(machine) == path.parent.name
+    _, files = kernels.build(frame, machine)
+    pinned = "matplotlib==" + version("matplotlib") in (ROOT / "constraints.txt").read_text()
+    for name, content in files.items():
+        if pinned or not name.startswith("figures/"):
+            assert (path.parent / name).read_bytes() == content, name
+
+
+def test_there_are_committed_samples() -> None:
+    assert MACHINES
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not what"),
+        ("[]", "is not what"),
+        ('{"benchmarks": [], "machine_info": {}}', "benchmarks of other files"),
+        ('{"benchmarks": [{"extra_info": {}}], "machine_info": {}}', "benchmarks of other files"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(
+    text: str, message: str, tmp_path: Path, bench: Callable[..., Any]
+) -> None:
+    (tmp_path / "x.json").write_text(text)
+    done = bench("kernels", "--json", tmp_path / "x.json", "--out", tmp_path)
+    assert done.code == 2
+    assert message in done.err
+    assert bench("kernels", "--json", tmp_path / "no.json").code == 2
+
+
+def test_samples_of_two_machines_are_not_one_table(
+    tmp_path: Path, bench: Callable[..., Any]
+) -> None:
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path in files:
+        path.write_text(json.dumps({"benchmarks": [], "machine_info": {"gpu": path.stem}}))
+    done = bench("kernels", "--json", *files)
+    assert done.code == 2
+    assert "one table is of one machine, got files of a, b" in done.err
+
+
+@pytest.mark.parametrize("name", ["ring", "exponential", "regular", "base", "complete"])
+@pytest.mark.parametrize("n", [8, 64])
+def test_the_graphs_of_the_benchmarks_are_doubly_stochastic(
+    name: str, n: int, graph: Callable[[str, int], Any]
+) -> None:
+    W = graph(name, n).dense()
+    torch.testing.assert_close(W.sum(0), torch.ones(n, dtype=torch.float64))
+    torch.testing.assert_close(W.sum(1), torch.ones(n, dtype=torch.float64))
+    degrees = set(graph(name, n).degrees.tolist())
+    assert len(degrees) > 2 if name == "base" else len(degrees) == 1
+
+
+def test_bytes_that_must_move() -> None:
+    assert bytes_moved("gossip_mix", 8, 10, 4) == bytes_moved("teleport_mix", 8, 10, 4) == 640
+    assert bytes_moved("sgd_mix", 8, 10, 2) == 480
+    assert bytes_moved("sgd_mix", 8, 10, 2, momentum=True) == 800
+    assert bytes_moved("consensus", 8, 10, 2, groups=2) == 160 + 80
+    with pytest.raises(ValueError, match='unknown op "mix", expected one of gossip_mix'):
+        bytes_moved("mix", 8, 10, 4)
+
+
+def test_the_bandwidth_of_a_copy_is_measured() -> None:
+    assert 1e8 < copy_bandwidth("cpu", mebibytes=1) < 1e13
+
+
+@pytest.fixture
+def gpu() -> ModuleType:
+    return module(ROOT / "suites" / "gpu.py")
+
+
+def test_all_steps_end_within_nine_minutes_and_name_files_that_are_there(
+    gpu: ModuleType, tmp_path: Path
+) -> None:
+    steps = gpu.steps(tmp_path)
+    assert sum(step.seconds for step in steps) <= 9 * 60
+    for step in steps:
+        files = [argument for argument in step.arguments if argument.endswith(".py")]
+        assert files
+        assert all((ROOT / file).is_file() for file in files)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_device_it_says_so(
+    gpu: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu.main([str(tmp_path / "out")]) == 2
+    assert "no CUDA device" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert gpu.main([]) == 2
+
+
+def test_a_step_that_fails_or_takes_too_long_stops_nothing_else(
+    gpu: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    programs = {
+        "fails": "print('no'); 1/0",
+        "hangs": "import time; time.sleep(60)",
+        "works": "print(7)",
+    }
+    steps = [gpu.Step(name, 2, ["-c", program]) for name, program in programs.items()]
+    monkeypatch.setattr(gpu, "has_device", lambda: True)
+    monkeypatch.setattr(gpu, "steps", lambda _: steps)
+    assert gpu.main([str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "fails: 1 after" in out
+    assert "hangs: stopped after 2 s" in out
+    assert "works: 0 after" in out
+    assert "not passed: fails, hangs" in out
+    assert (tmp_path / "works.log").read_text() == "7\n"
