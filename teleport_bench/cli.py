@@ -219,7 +219,7 @@ def _measure(path: Path, device: str, scale: str) -> int:
             "the benchmarks are in the project's checkout, not in its package: run it from there, "
             "or give --json a file that it wrote"
         )
-    options = ["-q", "-p", "no:cacheprovider", "--benchmark-disable-gc", "--device", device]
+    options = ["-q", "-p", "no:cacheprovider", "--device", device]
     command = [sys.executable, "-m", "pytest", str(file), *options, "--scale", scale]
     return subprocess.run([*command, f"--benchmark-json={path}"], check=False).returncode
 

@@ -74,6 +74,19 @@ def test_the_same_samples_are_drawn_again_byte_for_byte(
         assert (again / path.relative_to(measured)).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize(("key", "value"), [("dtype", "bfloat16"), ("who", "sparse CSR")])
+def test_what_is_there_of_a_run_that_was_cut_short_is_drawn(
+    measured: Path, tmp_path: Path, bench: Callable[..., Any], key: str, value: str
+) -> None:
+    content = json.loads((measured / "benchmark.json").read_text())
+    kept = [entry for entry in content["benchmarks"] if entry["extra_info"][key] == value]
+    assert kept
+    (tmp_path / "part.json").write_text(json.dumps(content | {"benchmarks": kept}))
+    done = bench("kernels", "--json", tmp_path / "part.json", "--out", tmp_path)
+    assert done.code == 0, done.err
+    assert ("Time over that of a plain copy" in done.out) == (key == "dtype")
+
+
 @pytest.mark.parametrize("path", MACHINES, ids=lambda path: path.parent.name)
 def test_committed_tables_and_figures_are_what_the_samples_give(path: Path) -> None:
     frame, machine = kernels.load([path])

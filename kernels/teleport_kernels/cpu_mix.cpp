@@ -23,42 +23,6 @@ namespace {
 
 constexpr int64_t AHEAD = 16;  // rows
 
-struct BF16 {
-    uint16_t bits;
-};
-
-inline float load(const BF16 v) {
-    const uint32_t bits = uint32_t(v.bits) << 16;
-    float f;
-    std::memcpy(&f, &bits, 4);
-    return f;
-}
-inline float load(const float v) { return v; }
-inline double load(const double v) { return v; }
-
-inline void store(BF16& to, const float v) {
-    uint32_t bits;
-    std::memcpy(&bits, &v, 4);
-    // round to nearest even; a NaN stays one
-    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    to.bits = uint16_t(v != v ? 0x7fc0 : rounded);
-}
-inline void store(float& to, const float v) { to = v; }
-inline void store(double& to, const double v) { to = v; }
-
-#ifdef TK_HALF
-inline float load(const _Float16 v) { return float(v); }
-inline void store(_Float16& to, const float v) { to = _Float16(v); }
-#endif
-
-template <class T, class A> inline void widen(A* __restrict to, const T* __restrict from, int64_t n) {
-    for (int64_t c = 0; c < n; ++c) to[c] = load(from[c]);
-}
-template <class T, class A>
-inline void narrow(T* __restrict to, const A* __restrict from, const int64_t n) {
-    for (int64_t c = 0; c < n; ++c) store(to[c], from[c]);
-}
-
 // One vector register, and a store of it that goes past the cache.
 #if defined(__AVX512F__)
 #define TK_BYTES 64
@@ -77,6 +41,91 @@ template <class A> struct Wide {
     typedef A Vector __attribute__((vector_size(TK_BYTES), may_alias));
     static constexpr int64_t size = TK_BYTES / sizeof(A);
 };
+using Floats = Wide<float>::Vector;
+using Words = Wide<uint32_t>::Vector;
+typedef uint16_t Halves __attribute__((vector_size(TK_BYTES / 2), may_alias));
+
+// A register of bfloat16 or float16 values to float32, and back by rounding to nearest even.
+struct BF16 {
+    uint16_t bits;
+};
+inline Floats widened(BF16, const Halves h) {
+    return (Floats)(__builtin_convertvector(h, Words) << 16);
+}
+inline Halves narrowed(BF16, const Floats v) {
+    const Words bits = (Words)v, nan = (Words)(v != v);  // a NaN stays one
+    const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return __builtin_convertvector((rounded & ~nan) | (0x7fc0 & nan), Halves);
+}
+#ifdef TK_HALF
+inline Floats widened(_Float16, const Halves h) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_cvtph_ps((__m256i)h);
+#elif defined(__F16C__)
+    return (Floats)_mm256_cvtph_ps((__m128i)h);
+#else
+    typedef _Float16 Values __attribute__((vector_size(TK_BYTES / 2)));
+    return __builtin_convertvector((Values)h, Floats);
+#endif
+}
+inline Halves narrowed(_Float16, const Floats v) {
+#if defined(__AVX512F__)
+    return (Halves)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__F16C__)
+    return (Halves)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+#else
+    typedef _Float16 Values __attribute__((vector_size(TK_BYTES / 2)));
+    return (Halves)__builtin_convertvector(v, Values);
+#endif
+}
+#endif
+
+template <class T> void widen(float* to, const T* from, int64_t n) {
+    constexpr int64_t V = Wide<float>::size;
+    const auto some = [&](int64_t c, int64_t count) __attribute__((always_inline)) {
+        Halves h = {};
+        std::memcpy(&h, from + c, count * sizeof(T));
+        const Floats v = widened(T(), h);
+        std::memcpy(to + c, &v, count * sizeof(float));
+    };
+    int64_t c = 0;
+    for (; c + V <= n; c += V) some(c, V);
+    if (c < n) some(c, n - c);
+}
+template <class T> void narrow(T* to, const float* from, int64_t n) {
+    constexpr int64_t V = Wide<float>::size;
+    const auto some = [&](int64_t c, int64_t count) __attribute__((always_inline)) {
+        Floats v = {};
+        std::memcpy(&v, from + c, count * sizeof(float));
+        const Halves h = narrowed(T(), v);
+        std::memcpy(to + c, &h, count * sizeof(T));
+    };
+    int64_t c = 0;
+    for (; c + V <= n; c += V) some(c, V);
+    if (c < n) some(c, n - c);
+}
+template <> inline void widen(float* to, const float* from, int64_t n) {
+    std::memcpy(to, from, n * sizeof(float));
+}
+template <> inline void narrow(float* to, const float* from, int64_t n) {
+    std::memcpy(to, from, n * sizeof(float));
+}
+inline void widen(double* to, const double* from, int64_t n) {
+    std::memcpy(to, from, n * sizeof(double));
+}
+inline void narrow(double* to, const double* from, int64_t n) {
+    std::memcpy(to, from, n * sizeof(double));
+}
+
+// n values in the accumulation type: where they lie, or widened into the buffer.
+template <class T, class A> inline const A* wide(const T* from, A* buffer, int64_t n) {
+    if constexpr (sizeof(T) == sizeof(A)) {
+        return from;
+    } else {
+        widen(buffer, from, n);
+        return buffer;
+    }
+}
 
 // Elements of `to` before the first one that a register may be streamed to.
 template <class T> inline int64_t unaligned(const T* to, const int64_t n) {
@@ -127,37 +176,42 @@ template <class T, class A> struct Pass {
     int64_t out_stride;
     const int64_t* target;
 
-    // y of one row and tile, in the accumulation type.
-    void descend(A* __restrict y, int64_t b, int64_t from, int64_t n) const {
-        const T* __restrict xr = x + (source ? source[b] : b) * x_stride + from;
-        if (!grad) {
-            widen(y, xr, n);
-            return;
-        }
-        const T* __restrict g = grad + b * grad_stride + from;
-        const A step = lr[b];
-        if (!momentum) {
-            if (decay == 0) {
-                for (int64_t c = 0; c < n; ++c) y[c] = load(xr[c]) - step * load(g[c]);
-            } else {
-                for (int64_t c = 0; c < n; ++c) {
-                    const A v = load(xr[c]);
-                    y[c] = v - step * (load(g[c]) + decay * v);
-                }
+    // y of one row and tile.
+    void descend(A* y, int64_t b, int64_t from, int64_t n) const {
+        const T* xr = x + (source ? source[b] : b) * x_stride + from;
+        if (!grad) return widen(y, xr, n);
+        const T* g = grad + b * grad_stride + from;
+        T* m = momentum ? momentum + b * momentum_stride + from : nullptr;
+        if constexpr (sizeof(T) == sizeof(A)) {
+            step(y, xr, g, m, lr[b], n);
+        } else {
+            constexpr int64_t PART = 256;  // what is widened stays in the nearest cache
+            A wide_x[PART], wide_g[PART], wide_m[PART];
+            for (int64_t c = 0; c < n; c += PART) {
+                const int64_t count = n - c < PART ? n - c : PART;
+                widen(wide_x, xr + c, count);
+                widen(wide_g, g + c, count);
+                if (m) widen(wide_m, m + c, count);
+                step(y + c, wide_x, wide_g, m ? wide_m : nullptr, lr[b], count);
+                if (m) narrow(m + c, wide_m, count);
             }
-            return;
         }
-        T* __restrict mr = momentum + b * momentum_stride + from;
+    }
+
+    void step(A* __restrict y, const A* __restrict v, const A* __restrict g, A* __restrict m,
+              A eta, int64_t n) const {
         const bool look_ahead = nesterov;
         const A keep = beta, shrink = decay;
-        for (int64_t c = 0; c < n; ++c) {
-            const A v = load(xr[c]);
-            A d = load(g[c]);
-            if (shrink != 0) d = d + shrink * v;
-            const A m = keep * load(mr[c]) + d;
-            store(mr[c], m);
-            y[c] = v - step * (look_ahead ? d + keep * m : m);
-        }
+        if (!m && shrink == 0)
+            for (int64_t c = 0; c < n; ++c) y[c] = v[c] - eta * g[c];
+        else if (!m)
+            for (int64_t c = 0; c < n; ++c) y[c] = v[c] - eta * (g[c] + shrink * v[c]);
+        else
+            for (int64_t c = 0; c < n; ++c) {
+                const A d = shrink != 0 ? g[c] + shrink * v[c] : g[c];
+                m[c] = keep * m[c] + d;
+                y[c] = v[c] - eta * (look_ahead ? d + keep * m[c] : m[c]);
+            }
     }
 
     // One output row over one tile, in whole registers: up to 63 columns more than asked for. They
@@ -256,27 +310,26 @@ void consensus(int64_t groups, int64_t width, const int64_t* starts, const T* x,
     std::vector<A> partial(groups * blocks);
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<A> squares(tile);
+        std::vector<A> squares(tile), spare(tile);
 #pragma omp for schedule(static) collapse(2)
         for (int64_t g = 0; g < groups; ++g) {
             for (int64_t t = 0; t < tiles; ++t) {
                 const int64_t first = starts[g], last = starts[g + 1];
                 const int64_t from = t * tile, n = width - from < tile ? width - from : tile;
-                const T* const rows = x + from;
                 A* __restrict m = mean + g * width + from;
                 A* __restrict s = squares.data();
-                for (int64_t c = 0; c < n; ++c) m[c] = load(rows[first * stride + c]);
+                widen(m, x + first * stride + from, n);
                 for (int64_t i = first + 1; i < last; ++i) {
-                    const T* __restrict r = rows + i * stride;
-                    for (int64_t c = 0; c < n; ++c) m[c] = m[c] + load(r[c]);
+                    const A* __restrict r = wide(x + i * stride + from, spare.data(), n);
+                    for (int64_t c = 0; c < n; ++c) m[c] = m[c] + r[c];
                 }
                 const A size = A(last - first);
                 for (int64_t c = 0; c < n; ++c) m[c] = m[c] / size;
                 std::memset(s, 0, tile * sizeof(A));  // also beyond the last column
                 for (int64_t i = first; i < last; ++i) {
-                    const T* __restrict r = rows + i * stride;
+                    const A* __restrict r = wide(x + i * stride + from, spare.data(), n);
                     for (int64_t c = 0; c < n; ++c) {
-                        const A d = load(r[c]) - m[c];
+                        const A d = r[c] - m[c];
                         s[c] = s[c] + d * d;
                     }
                 }

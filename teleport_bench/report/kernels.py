@@ -59,15 +59,17 @@ def machine_name(machine: Mapping[str, Any]) -> str:
 def build(frame: pd.DataFrame, machine: Mapping[str, Any]) -> tuple[list[Table], dict[str, bytes]]:
     """The tables, and the content of every file by its path."""
     ours, theirs = frame[frame["who"] == OURS], frame[frame["who"] != OURS]
-    tables = [_times_copy(ours, machine)]
-    if len(theirs):
+    tables = [_times_copy(ours, machine)] if len(ours) else []
+    if len(ours) and len(theirs):
         tables.append(_rivals(frame))
     files = {"benchmark.csv": frame.drop(columns="shape").to_csv(index=False).encode()}
     for table in tables:
         files[f"tables/{table.name}.md"] = table.markdown().encode()
         files[f"tables/{table.name}.tex"] = table.latex().encode()
-    for form, content in _roofline(frame, machine).items():
-        files[f"figures/roofline.{form}"] = content
+    single = frame[frame["dtype"] == "float32"]
+    if len(single):
+        for form, content in _roofline(single, machine).items():
+            files[f"figures/roofline.{form}"] = content
     return tables, files
 
 
@@ -82,7 +84,7 @@ def _times_copy(ours: pd.DataFrame, machine: Mapping[str, Any]) -> Table:
         ]
         rows.append([*_names(op, graph, dtype), f"{bound.iloc[0]:.2g}", *cells])
     rows.sort(key=lambda row: OPS.index(str(row[0])))
-    copies = ours[ours["dtype"] == "float32"].groupby("shape")["copy_gb_per_s"].median()
+    copies = ours.groupby("shape")["copy_gb_per_s"].median()
     bandwidth = ", ".join(f"{copies[shape]:.0f} for {shape}" for shape in shapes)
     columns = ["op", "graph", "dtype", "bound", *shapes]
     return Table(
@@ -92,7 +94,7 @@ def _times_copy(ours: pd.DataFrame, machine: Mapping[str, Any]) -> Table:
         columns,
         rows,
         [
-            f"{_machine_line(machine)}. float32 copies, GB/s read and written: {bandwidth}.",
+            f"{_machine_line(machine)}. Copies, GB/s read and written: {bandwidth}.",
             "bound: bytes that the op must move over those of the copy; median of the rounds, each "
             "over a copy timed just before it, memory to memory. sgd_mix with momentum.",
             f"~ the rounds of this case differ by more than {SPREAD:.0%}.",
@@ -141,13 +143,12 @@ def _machine_line(machine: Mapping[str, Any]) -> str:
     return f"{device}; torch {machine.get('torch')}"
 
 
-def _roofline(frame: pd.DataFrame, machine: Mapping[str, Any]) -> dict[str, bytes]:
+def _roofline(data: pd.DataFrame, machine: Mapping[str, Any]) -> dict[str, bytes]:
     """Operations a second against operations a byte; the roof is what a copy moves."""
-    data = frame[frame["dtype"] == "float32"]
     with canvas("roofline", 6.6, 3.8) as figure:
         ax = figure.subplots()
         intensity = data["operations"] / data["bytes"]
-        roof = frame["copy_gb_per_s"].median() * 1e9
+        roof = data["copy_gb_per_s"].median() * 1e9
         ends = [intensity.min() / 1.5, intensity.max() * 1.5]
         ax.plot(ends, [roof * end for end in ends], color=BLACK, linewidth=1)
         ax.annotate(

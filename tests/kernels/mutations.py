@@ -103,8 +103,8 @@ MUTATIONS = [
     Mutation(
         "32-bit offsets of rows",
         CPU,
-        "const T* __restrict xr = x + (source ? source[b] : b) * x_stride + from;",
-        "const T* __restrict xr = x + int32_t((source ? source[b] : b) * x_stride) + from;",
+        "const T* xr = x + (source ? source[b] : b) * x_stride + from;",
+        "const T* xr = x + int32_t((source ? source[b] : b) * x_stride) + from;",
         FAR,
     ),
     Mutation(
@@ -122,8 +122,8 @@ MUTATIONS = [
     Mutation(
         "the step takes the momentum of the round before",
         CPU,
-        "const A m = keep * load(mr[c]) + d;\n            store(mr[c], m);",
-        "const A m = load(mr[c]);\n            store(mr[c], keep * m + d);",
+        "eta * (look_ahead ? d + keep * m[c] : m[c]);",
+        "eta * (look_ahead ? m[c] : (m[c] - d) / keep);",
     ),
     Mutation(
         "products and sums rounded once", "cpu.py", '"-ffp-contract=off"', '"-ffp-contract=fast"'
