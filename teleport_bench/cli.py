@@ -209,7 +209,9 @@ def _kernels(options: argparse.Namespace) -> int:
 
 def _measure(path: Path, device: str, scale: str) -> int:
     """Run the benchmarks in a process of their own."""
+    import os
     import subprocess
+    from importlib.util import find_spec
 
     from teleport_bench.errors import UserError
 
@@ -219,9 +221,14 @@ def _measure(path: Path, device: str, scale: str) -> int:
             "the benchmarks are in the project's checkout, not in its package: run it from there, "
             "or give --json a file that it wrote"
         )
+    if not find_spec("pytest_benchmark"):
+        raise UserError("pytest-benchmark is missing: pip install -c constraints.txt '.[test]'")
     options = ["-q", "-p", "no:cacheprovider", "--device", device]
     command = [sys.executable, "-m", "pytest", str(file), *options, "--scale", scale]
-    return subprocess.run([*command, f"--benchmark-json={path}"], check=False).returncode
+    # of its own: a test run that started this one has said nothing to it
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    command.append(f"--benchmark-json={path}")
+    return subprocess.run(command, env=environment, check=False).returncode
 
 
 def _env(options: argparse.Namespace) -> int:

@@ -51,7 +51,7 @@ def test_every_command_of_the_command_line_is_accepted(
         for line in block.splitlines()
         if line.startswith("teleport-bench")
     ]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for _, *arguments in commands:
         words = [word.replace("demo", "my-suite.toml") for word in arguments]
         if words[0] == "report":

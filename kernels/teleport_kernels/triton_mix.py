@@ -53,7 +53,8 @@ def configuration(k: int, n_runs: int, itemsize: int) -> Configuration:
     the accumulation type."""
     fitting = CACHE_BYTES // PROGRAMS // (max(1, k) * itemsize)
     block = min(1024, max(32, triton.next_power_of_2(fitting + 1) // 2))
-    rows = min(triton.next_power_of_2(max(1, n_runs)), max(1, TILE * 4 // itemsize // block))
+    tile = TILE if itemsize == 4 else TILE // 4  # float64 takes two registers a value
+    rows = min(triton.next_power_of_2(max(1, n_runs)), max(1, tile // block))
     return Configuration(block, rows, unroll=2)  # four, and ptxas spills on A100
 
 
@@ -151,14 +152,15 @@ def mix_kernel(
             for e in range(0, tl.max(degree, 0), UNROLL):
                 for u in tl.static_range(UNROLL):
                     has = e + u < degree
-                    at = entry + e + u
-                    j = tl.load(indices + at, mask=has, other=0)
-                    w = tl.load(weights + at, mask=has, other=0.0)
+                    # a row that has no more looks at an entry that is there, for nothing
+                    at = tl.maximum(entry + tl.minimum(e + u, degree - 1), 0)
+                    j = tl.load(indices + at)
+                    w = tl.load(weights + at)
                     here = has[:, None] & inside
                     if HAS_GRAD:
                         v = tl.load(y + (j * BLOCK)[:, None] + column, mask=here)
                     else:
-                        origin = tl.load(source + j, mask=has, other=0) if HAS_SOURCE else j
+                        origin = tl.load(source + j) if HAS_SOURCE else j
                         x_at = x + first + (origin * x_stride)[:, None] + column
                         v = tl.load(x_at, mask=here).to(ACC)
                     total = tl.where(has[:, None], total + w[:, None] * v, total)

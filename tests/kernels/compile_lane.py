@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import triton
+import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -105,7 +106,7 @@ def nvidia(kernel: Any, arch: int) -> dict[str, int]:
         file = Path(folder) / "kernel.ptx"
         file.write_text(ptx)
         name = f"sm_{arch}a" if arch >= 90 else f"sm_{arch}"
-        command = [_ptxas(arch), "-v", f"--gpu-name={name}", str(file), "-o", f"{folder}/cubin"]
+        command = [str(_ptxas()), "-v", f"--gpu-name={name}", str(file), "-o", f"{folder}/cubin"]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
     def number(pattern: str) -> int:
@@ -120,15 +121,11 @@ def nvidia(kernel: Any, arch: int) -> dict[str, int]:
     }
 
 
-def _ptxas(arch: int) -> str:
-    from triton.backends.nvidia import compiler
-
-    for lookup in ("get_ptxas", "_path_to_binary"):
-        if hasattr(compiler, lookup):
-            found = getattr(compiler, lookup)(arch) if lookup == "get_ptxas" else None
-            if found is not None:
-                return str(getattr(found, "path", found[0] if isinstance(found, tuple) else found))
-    return str(Path(compiler.__file__).parent / "bin" / "ptxas")
+def _ptxas() -> Path:
+    """The newest assembler that Triton brought: of two, the one for newer devices."""
+    folder = Path(triton.backends.nvidia.__path__[0]) / "bin"
+    newest = folder / "ptxas-blackwell"
+    return newest if newest.exists() else folder / "ptxas"
 
 
 def amd(kernel: Any) -> dict[str, int]:

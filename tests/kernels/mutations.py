@@ -36,8 +36,8 @@ MUTATIONS = [
     Mutation(
         "neighbours in descending order",
         TRITON,
-        "at = entry + e + u",
-        "at = entry + degree - 1 - e - u",
+        "entry + tl.minimum(e + u, degree - 1)",
+        "entry + tl.maximum(degree - 1 - e - u, 0)",
     ),
     Mutation(
         "32-bit offsets of rows",

@@ -3,6 +3,9 @@
 Every lane runs this file: see lanes.py and test_lanes.py.
 """
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -465,6 +468,14 @@ def test_one_row_and_two_equal_rows_are_their_own_mean_at_no_distance(seed, k, n
     mean, distance = tk.consensus(row.repeat(k, 1))
     assert torch.equal(mean, row[0].to(accumulator(dtype)))
     assert distance == 0
+
+
+def test_the_example_of_the_readme_runs():
+    readme = (Path(__file__).parents[2] / "kernels" / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    names = {}
+    exec(compile(example.replace("1_000_000", "1000"), "README.md", "exec"), names)
+    assert names["x"].shape == (8, 1000)
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="every other lane rounds bfloat16 to nearest")
