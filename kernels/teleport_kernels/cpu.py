@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from teleport_kernels import reference
+from teleport_kernels import compiler, reference
 from teleport_kernels.mixing import Mixing
 from teleport_kernels.reference import BLOCK, accumulation_dtype
 
 SOURCE = Path(__file__).with_name("cpu_mix.cpp")
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-ffp-contract=off", "-std=c++17", "-shared", "-fPIC")
+POOL = SOURCE.with_name("parallel.hpp")
+FLAGS = ("-ffp-contract=off",)
 CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 TILE_BYTES = 128 * 1024
@@ -39,13 +35,16 @@ PARALLEL = 2**15
 
 
 class _Arguments(ctypes.Structure):
-    """`Arguments` of cpu_mix.cpp."""
+    """`Arguments` of cpu_mix.cpp, and the tensors that it points into."""
 
+    tensors: tuple[object, ...]
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("dtype", "k", "width")),
         *((name, ctypes.c_void_p) for name in ("indptr", "indices")),
         ("n_runs", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("runs", "weights", "x")),
+        ("runs", ctypes.c_void_p),
+        ("n_blocks", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("blocks", "weights", "x")),
         ("x_stride", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("source", "grad")),
         ("grad_stride", ctypes.c_int64),
@@ -57,13 +56,71 @@ class _Arguments(ctypes.Structure):
         ("out", ctypes.c_void_p),
         ("out_stride", ctypes.c_int64),
         ("target", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("tile", "threads", "past")),
+        *((name, ctypes.c_int64) for name in ("tile", "rows", "threads", "past")),
     )
 
 
 def available() -> bool:
     """Whether the compiled path is there; the first call compiles it, or warns why it cannot."""
     return _library() is not None
+
+
+def function(name: str = "mix") -> Any:
+    """The C function `teleport_kernels_NAME`, where `available()`; "mix" takes a pointer to what
+    `prepare` gives."""
+    library = _library()
+    assert library is not None
+    return getattr(library, f"teleport_kernels_{name}")
+
+
+def prepare(
+    x: Tensor,
+    mixing: Mixing,
+    out: Tensor,
+    *,
+    grad: Tensor | None = None,
+    lr: Tensor | None = None,
+    momentum: Tensor | None = None,
+    beta: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    source: Tensor | None = None,
+    target: Tensor | None = None,
+) -> _Arguments:
+    """What `function` takes for `mix` of these checked arguments, as often as it is called."""
+    k, width, dtype = mixing.n_rows, x.shape[1], accumulation_dtype(x.dtype)
+    threads = _threads(k * width)
+    arguments = _Arguments(
+        CODES[x.dtype],
+        k,
+        width,
+        mixing.indptr.data_ptr(),
+        mixing.indices.data_ptr(),
+        mixing.runs.numel() - 1,
+        mixing.runs.data_ptr(),
+        mixing.blocks.numel() - 1,
+        mixing.blocks.data_ptr(),
+        mixing.weights_as(dtype).data_ptr(),
+        x.data_ptr(),
+        x.stride(0),
+        _address(source),
+        _address(grad),
+        0 if grad is None else grad.stride(0),
+        _address(momentum),
+        0 if momentum is None else momentum.stride(0),
+        _address(lr),
+        beta,
+        weight_decay,
+        nesterov,
+        out.data_ptr(),
+        out.stride(0),
+        _address(target),
+        *_tile(mixing, width, dtype.itemsize, threads),
+        threads,
+        k * width * x.element_size() >= PAST_CACHE,
+    )
+    arguments.tensors = x, mixing, out, grad, lr, momentum, source, target
+    return arguments
 
 
 def mix(
@@ -81,45 +138,25 @@ def mix(
     target: Tensor | None = None,
 ) -> None:
     """`reference.mix` on checked arguments, by the compiled pass or else tile by tile in torch."""
-    k, width, dtype = mixing.n_rows, x.shape[1], accumulation_dtype(x.dtype)
-    if not k or not width:
-        return
-    tile = max(RUN, TILE_BYTES // (k * dtype.itemsize) // 64 * 64)
-    threads = _threads(k * width)
-    if threads > 1:  # enough tiles for all threads
-        tile = min(tile, max(64, -(-width // threads) // 64 * 64 + 64))
-    arguments = _Arguments(
-        CODES[x.dtype],
-        k,
-        width,
-        mixing.indptr.data_ptr(),
-        mixing.indices.data_ptr(),
-        mixing.runs.numel() - 1,
-        mixing.runs.data_ptr(),
-        mixing.weights_as(dtype).data_ptr(),
-        x.data_ptr(),
-        x.stride(0),
-        _address(source),
-        _address(grad),
-        0 if grad is None else grad.stride(0),
-        _address(momentum),
-        0 if momentum is None else momentum.stride(0),
-        _address(lr),
-        beta,
-        weight_decay,
-        nesterov,
-        out.data_ptr(),
-        out.stride(0),
-        _address(target),
-        tile,
-        threads,
-        k * width * x.element_size() >= PAST_CACHE,
-    )
     library = _library()
-    if library is not None and not library.teleport_kernels_mix(ctypes.byref(arguments)):
-        return
-    tile = max(RUN, EAGER_TILE // k)
-    for first in range(0, width, tile):  # what a tile needs stays in the cache
+    if library is not None:
+        arguments = prepare(
+            x,
+            mixing,
+            out,
+            grad=grad,
+            lr=lr,
+            momentum=momentum,
+            beta=beta,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
+            source=source,
+            target=target,
+        )
+        if not library.teleport_kernels_mix(ctypes.byref(arguments)):
+            return
+    tile = max(RUN, EAGER_TILE // max(1, mixing.n_rows))
+    for first in range(0, x.shape[1], tile):  # what a tile needs stays in the cache
         cut = slice(first, first + tile)
         reference.mix(
             x[:, cut],
@@ -162,6 +199,17 @@ def consensus(x: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
     return reference.consensus(x, starts)
 
 
+def _tile(mixing: Mixing, width: int, itemsize: int, threads: int) -> tuple[int, int]:
+    """Columns of a tile, a multiple of 64, and rows that it has at most: of the largest block, or
+    of smaller ones together where they fill the cache only then."""
+    values, largest = TILE_BYTES // itemsize, max(1, mixing.block_rows)
+    columns = min(max(RUN, values // largest), width)
+    if largest > mixing.n_rows // threads:  # too few blocks for all threads: as many tiles
+        columns = min(columns, -(-width // threads))
+    columns = max(1, -(-columns // 64)) * 64
+    return columns, max(largest, min(values // columns, -(-mixing.n_rows // threads)))
+
+
 def _threads(elements: int) -> int:
     return torch.get_num_threads() if elements >= PARALLEL else 1
 
@@ -172,12 +220,10 @@ def _address(tensor: Tensor | None) -> int | None:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     try:
-        if not compiler:
-            raise FileNotFoundError("no g++ or clang++ on the path, and CXX is not set")
-        return _load(compiler)
-    except (OSError, subprocess.SubprocessError) as error:
+        # not every compiler has _Float16
+        library = compiler.load(SOURCE, FLAGS, includes=[POOL], optional=["-DTK_HALF"])
+    except compiler.FAILURES as error:
         detail = getattr(error, "stderr", None) or error
         warnings.warn(
             f"teleport_kernels: no C++ compiler for the fast CPU path ({detail}); mixing uses "
@@ -186,31 +232,6 @@ def _library() -> ctypes.CDLL | None:
             stacklevel=2,
         )
         return None
-
-
-def _load(compiler: str) -> ctypes.CDLL:
-    """Compile cpu_mix.cpp, or take the result of an earlier process for this very machine."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
-    key = (SOURCE.read_text(), FLAGS, version.stdout, platform.machine(), _instruction_sets())
-    name = hashlib.sha256(repr(key).encode()).hexdigest()[:20]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teleport-kernels"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError:  # a home that cannot be written: compile for this process alone
-        folder = Path(tempfile.mkdtemp(prefix="teleport-kernels-"))
-    path = folder / f"cpu_mix-{name}.so"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as build:
-            built = Path(build) / "cpu_mix.so"
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(built)]
-            try:
-                subprocess.run([*command, "-DTK_HALF"], capture_output=True, text=True, check=True)
-            except subprocess.CalledProcessError:  # a compiler without _Float16
-                subprocess.run(command, capture_output=True, text=True, check=True)
-            built.replace(path)
-    library = ctypes.CDLL(str(path))
     library.teleport_kernels_mix.argtypes = (ctypes.POINTER(_Arguments),)
     library.teleport_kernels_mix.restype = ctypes.c_int
     word, pointer = ctypes.c_int64, ctypes.c_void_p
@@ -219,12 +240,3 @@ def _load(compiler: str) -> ctypes.CDLL:
     )
     library.teleport_kernels_consensus.restype = ctypes.c_int
     return library
-
-
-def _instruction_sets() -> str:
-    """What -march=native depends on, so that a cache in a shared home serves different machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

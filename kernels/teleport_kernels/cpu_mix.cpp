@@ -3,25 +3,26 @@
 //   y[b]           = x[source[b]] - lr[b] * u(grad[b], momentum[b], x[source[b]])
 //   out[target[a]] = sum_j weights[a, j] * y[j]
 //
-// A tile is a range of columns narrow enough that the y of all rows of one tile stay in the cache of
-// a core, so that each input is read from memory once and each output written once, whatever the
-// degree of the graph. y is copied there even without a step: rows lie far apart in memory, often at
-// multiples of the page, where they would displace each other in the cache. Every product and every
-// sum is rounded on its own, neighbours in ascending order: the results are those of reference.py
-// bit for bit (compile with -ffp-contract=off).
+// A tile is a range of columns of a part, which is one block of the matrix or several small ones. It
+// is narrow enough that the y of all its rows stay in the cache of a core, so that each input is read
+// from memory once and each output written once, whatever the degree of the graph. y is copied there
+// even without a step: rows lie far apart in memory, often at multiples of the page, where they would
+// displace each other in the cache. Every product and every sum is rounded on its own, neighbours in
+// ascending order: the results are those of reference.py bit for bit (compile with
+// -ffp-contract=off).
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <new>
 #include <vector>
 
-#ifdef __SSE2__
-#include <immintrin.h>
-#endif
+#include "parallel.hpp"
 
 namespace {
 
-constexpr int64_t AHEAD = 16;  // rows
+constexpr int64_t AHEAD = 8;    // rows that are fetched before they are needed
+constexpr int64_t LONG = 1024;  // bytes of a row in a tile from which the machine does it better
 
 // One vector register, and a store of it that goes past the cache.
 #if defined(__AVX512F__)
@@ -37,6 +38,7 @@ constexpr int64_t AHEAD = 16;  // rows
 #define TK_BYTES 16
 #define TK_STREAM(to, v) (*(to) = (v))
 #endif
+#define TK_INLINE __attribute__((always_inline)) inline
 template <class A> struct Wide {
     typedef A Vector __attribute__((vector_size(TK_BYTES), may_alias));
     static constexpr int64_t size = TK_BYTES / sizeof(A);
@@ -55,7 +57,11 @@ inline Floats widened(BF16, const Halves h) {
 inline Halves narrowed(BF16, const Floats v) {
     const Words bits = (Words)v, nan = (Words)(v != v);  // a NaN stays one
     const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    return __builtin_convertvector((rounded & ~nan) | (0x7fc0 & nan), Halves);
+#if defined(__AVX512F__)
+    return (Halves)_mm512_cvtepi32_epi16((__m512i)(nan ? Words{} + 0x7fc0 : rounded));
+#else
+    return __builtin_convertvector(nan ? Words{} + 0x7fc0 : rounded, Halves);
+#endif
 }
 #ifdef TK_HALF
 inline Floats widened(_Float16, const Halves h) {
@@ -80,41 +86,45 @@ inline Halves narrowed(_Float16, const Floats v) {
 }
 #endif
 
-template <class T> void widen(float* to, const T* from, int64_t n) {
-    constexpr int64_t V = Wide<float>::size;
-    const auto some = [&](int64_t c, int64_t count) __attribute__((always_inline)) {
+// Copy of n values, inline: rows of a fleet are too short for the call of a function.
+template <class T> inline void copy(T* __restrict to, const T* __restrict from, const int64_t n) {
+    constexpr int64_t V = TK_BYTES / sizeof(T);
+    if (n < V) {
+        std::memcpy(to, from, n * sizeof(T));
+        return;
+    }
+    for (int64_t c = 0; c < n - V; c += V) std::memcpy(to + c, from + c, TK_BYTES);
+    std::memcpy(to + n - V, from + n - V, TK_BYTES);
+}
+
+// n values, at most a register of them, in the accumulation type; and back.
+template <class A, class T> inline typename Wide<A>::Vector load(const T* from, int64_t n) {
+    if constexpr (sizeof(T) == sizeof(A)) {
+        typename Wide<A>::Vector v = {};
+        std::memcpy(&v, from, n * sizeof(T));
+        return v;
+    } else {
         Halves h = {};
-        std::memcpy(&h, from + c, count * sizeof(T));
-        const Floats v = widened(T(), h);
-        std::memcpy(to + c, &v, count * sizeof(float));
-    };
-    int64_t c = 0;
-    for (; c + V <= n; c += V) some(c, V);
-    if (c < n) some(c, n - c);
+        std::memcpy(&h, from, n * sizeof(T));
+        return widened(T(), h);
+    }
 }
-template <class T> void narrow(T* to, const float* from, int64_t n) {
-    constexpr int64_t V = Wide<float>::size;
-    const auto some = [&](int64_t c, int64_t count) __attribute__((always_inline)) {
-        Floats v = {};
-        std::memcpy(&v, from + c, count * sizeof(float));
+template <class T, class Vector> inline void store(T* to, const Vector v, int64_t n) {
+    if constexpr (sizeof(T) == sizeof(v[0])) {
+        std::memcpy(to, &v, n * sizeof(T));
+    } else {
         const Halves h = narrowed(T(), v);
-        std::memcpy(to + c, &h, count * sizeof(T));
-    };
+        std::memcpy(to, &h, n * sizeof(T));
+    }
+}
+
+// Any number of values in the accumulation type.
+template <class T, class A> inline void widen(A* to, const T* from, int64_t n) {
+    constexpr int64_t V = Wide<A>::size;
+    if constexpr (sizeof(T) == sizeof(A)) return copy(to, from, n);
     int64_t c = 0;
-    for (; c + V <= n; c += V) some(c, V);
-    if (c < n) some(c, n - c);
-}
-template <> inline void widen(float* to, const float* from, int64_t n) {
-    std::memcpy(to, from, n * sizeof(float));
-}
-template <> inline void narrow(float* to, const float* from, int64_t n) {
-    std::memcpy(to, from, n * sizeof(float));
-}
-inline void widen(double* to, const double* from, int64_t n) {
-    std::memcpy(to, from, n * sizeof(double));
-}
-inline void narrow(double* to, const double* from, int64_t n) {
-    std::memcpy(to, from, n * sizeof(double));
+    for (; c + V <= n; c += V) store(to + c, load<A>(from + c, V), V);
+    if (c < n) store(to + c, load<A>(from + c, n - c), n - c);
 }
 
 // n values in the accumulation type: where they lie, or widened into the buffer.
@@ -147,20 +157,30 @@ template <class T> inline void stream(T* __restrict to, const T* __restrict from
     std::memcpy(to + c, from + c, (n - c) * sizeof(T));
 }
 
-// Memory of one thread that begins where a register may.
-template <class A> struct Buffer {
-    A* const data;
-    explicit Buffer(int64_t n) : data((A*)::operator new(n * sizeof(A), LINE)) {}
-    ~Buffer() { ::operator delete(data, LINE); }
-    Buffer(const Buffer&) = delete;
-    static constexpr std::align_val_t LINE{64};
-};
+// Memory of this thread that begins where a register may; the next call has the same again, since new
+// memory costs more than what a small tile does with it.
+inline char* scratch(size_t bytes) {
+    constexpr std::align_val_t line{64};
+    static thread_local struct Kept {
+        char* data = nullptr;
+        size_t bytes = 0;
+        ~Kept() { ::operator delete(data, line); }
+    } kept;
+    if (kept.bytes < bytes) {
+        ::operator delete(kept.data, line);
+        kept.data = (char*)::operator new(bytes, line);
+        kept.bytes = bytes;
+    }
+    return kept.data;
+}
 
 template <class T, class A> struct Pass {
     int64_t k, width;
     const int64_t *indptr, *indices;
     int64_t n_runs;
     const int64_t* runs;
+    int64_t n_blocks;
+    const int64_t* blocks;
     const A* weights;
     const T* x;
     int64_t x_stride;
@@ -182,36 +202,35 @@ template <class T, class A> struct Pass {
         if (!grad) return widen(y, xr, n);
         const T* g = grad + b * grad_stride + from;
         T* m = momentum ? momentum + b * momentum_stride + from : nullptr;
-        if constexpr (sizeof(T) == sizeof(A)) {
-            step(y, xr, g, m, lr[b], n);
-        } else {
-            constexpr int64_t PART = 256;  // what is widened stays in the nearest cache
-            A wide_x[PART], wide_g[PART], wide_m[PART];
-            for (int64_t c = 0; c < n; c += PART) {
-                const int64_t count = n - c < PART ? n - c : PART;
-                widen(wide_x, xr + c, count);
-                widen(wide_g, g + c, count);
-                if (m) widen(wide_m, m + c, count);
-                step(y + c, wide_x, wide_g, m ? wide_m : nullptr, lr[b], count);
-                if (m) narrow(m + c, wide_m, count);
+        using Vector = typename Wide<A>::Vector;
+        constexpr int64_t V = Wide<A>::size;
+        const bool look_ahead = nesterov, shrinks = decay != 0;
+        const A keep = beta, shrink = decay, eta = lr[b];
+        const auto stepped = [&](int64_t c, int64_t count, Vector& after)
+                                 __attribute__((always_inline)) -> Vector {
+            const Vector v = load<A>(xr + c, count);
+            Vector d = load<A>(g + c, count);
+            if (shrinks) d = d + shrink * v;
+            if (m) {
+                after = keep * load<A>(m + c, count) + d;
+                d = look_ahead ? d + keep * after : after;
             }
+            return v - eta * d;
+        };
+        Vector after{}, last_after{};
+        if (n < V) {
+            store(y, stepped(0, n, after), n);
+            if (m) store(m, after, n);
+            return;
         }
-    }
-
-    void step(A* __restrict y, const A* __restrict v, const A* __restrict g, A* __restrict m,
-              A eta, int64_t n) const {
-        const bool look_ahead = nesterov;
-        const A keep = beta, shrink = decay;
-        if (!m && shrink == 0)
-            for (int64_t c = 0; c < n; ++c) y[c] = v[c] - eta * g[c];
-        else if (!m)
-            for (int64_t c = 0; c < n; ++c) y[c] = v[c] - eta * (g[c] + shrink * v[c]);
-        else
-            for (int64_t c = 0; c < n; ++c) {
-                const A d = shrink != 0 ? g[c] + shrink * v[c] : g[c];
-                m[c] = keep * m[c] + d;
-                y[c] = v[c] - eta * (look_ahead ? d + keep * m[c] : m[c]);
-            }
+        // The last register overlaps the one before: it is computed first, from what m was.
+        const Vector last = stepped(n - V, V, last_after);
+        for (int64_t c = 0; c < n - V; c += V) {
+            store(y + c, stepped(c, V, after), V);
+            if (m) store(m + c, after, V);
+        }
+        store(y + n - V, last, V);
+        if (m) store(m + n - V, last_after, V);
     }
 
     // One output row over one tile, in whole registers: up to 63 columns more than asked for. They
@@ -236,7 +255,7 @@ template <class T, class A> struct Pass {
                     for (int v = 0; v < 4; ++v) s[v] = s[v] + w * r[v];
             }
             if (c >= whole)
-                narrow(line + c, (const A*)s, 4 * V);
+                for (int v = 0; v < 4; ++v) store(line + c + v * V, s[v], V);
             else if (past)
                 for (int v = 0; v < 4; ++v) TK_STREAM((Vector*)(to + c) + v, s[v]);
             else
@@ -245,49 +264,77 @@ template <class T, class A> struct Pass {
         return whole;
     }
 
-    // The inputs of one row and tile: short runs of memory are not fetched ahead by themselves.
-    void prefetch(int64_t b, int64_t from, int64_t n) const {
-        const auto fetch = [&](const T* p) {
-            for (int64_t c = 0; c < n; c += 64 / sizeof(T)) __builtin_prefetch(p + from + c);
-        };
-        fetch(x + (source ? source[b] : b) * x_stride);
-        if (grad) fetch(grad + b * grad_stride);
-        if (momentum) fetch(momentum + b * momentum_stride);
+    // A row that is soon read, or written: short runs of memory are not fetched ahead by themselves.
+    // Inline, since a function that only prefetches is without effect to GCC, which drops its calls.
+    template <bool written = false> TK_INLINE static void fetch(const T* row, int64_t n) {
+        if (n * sizeof(T) >= LONG) return;
+        for (int64_t c = 0; c < n; c += 64 / sizeof(T)) __builtin_prefetch(row + c, written);
+    }
+    TK_INLINE void fetch_inputs(int64_t b, int64_t from, int64_t n) const {
+        fetch(x + (source ? source[b] : b) * x_stride + from, n);
+        if (grad) fetch(grad + b * grad_stride + from, n);
+        if (momentum) fetch<true>(momentum + b * momentum_stride + from, n);
+    }
+    // Past the cache, only the lines at both ends that hold other values too: their stores wait.
+    TK_INLINE static void fetch_output(const T* row, int64_t n, bool past) {
+        if (!past) return fetch<true>(row, n);
+        for (const T* end : {row, row + n})
+            if (uintptr_t(end) % 64) __builtin_prefetch(end, true);
     }
 
-    // tile: a multiple of 64 columns.
-    void run(int64_t tile, int threads, bool past) const {
-        const int64_t tiles = (width + tile - 1) / tile;
-#pragma omp parallel num_threads(threads)
-        {
-            const Buffer<A> y(k * tile);
-            const Buffer<T> line(tile);
-#pragma omp for schedule(static)
-            for (int64_t t = 0; t < tiles; ++t) {
-                const int64_t from = t * tile, n = width - from < tile ? width - from : tile;
-                for (int64_t b = 0; b < k; ++b) {
-                    if (b + AHEAD < k) prefetch(b + AHEAD, from, n);
-                    descend(y.data + b * tile, b, from, n);
-                }
-                for (int64_t r = 0; r < n_runs; ++r) {
-                    const auto row = [&](int64_t i) {
-                        return out + (target ? target[i] : i) * out_stride + from;
-                    };
-                    const int64_t first = runs[r], last = runs[r + 1];
-                    T* alone = last == first + 1 ? row(first) : nullptr;
-                    const int64_t c = gather(alone, line.data, y.data, tile, first, n, past);
-                    for (int64_t i = first; i < last; ++i) {
-                        if (past)
-                            stream(row(i) + c, line.data + c, n - c);
-                        else
-                            std::memcpy(row(i) + c, line.data + c, (n - c) * sizeof(T));
-                    }
-                }
-            }
-#ifdef __SSE2__
-            if (past) _mm_sfence();
-#endif
+    // Where the parts begin: blocks side by side while they have no more rows than that together.
+    std::vector<int64_t> parts(int64_t rows) const {
+        std::vector<int64_t> begins{0};
+        for (int64_t b = 1; b < n_blocks; ++b)
+            if (blocks[b + 1] - begins.back() > rows) begins.push_back(blocks[b]);
+        begins.push_back(k);
+        return begins;
+    }
+
+    // Rows begin .. end - 1, which are a part, and columns from .. from + n - 1.
+    void mix(A* y, T* line, int64_t tile, int64_t begin, int64_t end, int64_t from, int64_t n,
+             bool past) const {
+        for (int64_t b = begin; b < end; ++b) {
+            if (b + AHEAD < end) fetch_inputs(b + AHEAD, from, n);
+            descend(y + (b - begin) * tile, b, from, n);
         }
+        const auto row = [&](int64_t i) {
+            return out + (target ? target[i] : i) * out_stride + from;
+        };
+        const int64_t* run = std::upper_bound(runs, runs + n_runs, begin);
+        for (int64_t first = begin, last; first < end; first = last) {
+            last = std::min(*run++, end);  // rows without entries are alike across blocks
+            if (first + AHEAD < end) fetch_output(row(first + AHEAD), n, past);
+            T* alone = last == first + 1 ? row(first) : nullptr;
+            const int64_t c = gather(alone, line, y - begin * tile, tile, first, n, past);
+            for (int64_t i = first; i < last; ++i) {
+                if (past)
+                    stream(row(i) + c, line + c, n - c);
+                else
+                    copy(row(i) + c, line + c, n - c);
+            }
+        }
+    }
+
+    // tile: a multiple of 64 columns; rows: of a part at most, if no block has more.
+    void run(int64_t tile, int64_t rows, int threads, bool past) const {
+        const int64_t tiles = (width + tile - 1) / tile;
+        const std::vector<int64_t> begins = parts(rows);
+        const int64_t n_parts = int64_t(begins.size()) - 1;
+        teleport::in_pieces(
+            teleport::run_in_pool, threads, n_parts * tiles,
+            [&](int64_t, int64_t first, int64_t last) {
+                A* const y = (A*)scratch((rows * sizeof(A) + sizeof(T)) * tile);
+                T* const line = (T*)(y + rows * tile);
+                for (int64_t i = first; i < last; ++i) {
+                    const int64_t part = i / tiles, from = i % tiles * tile;
+                    mix(y, line, tile, begins[part], begins[part + 1], from,
+                        std::min(tile, width - from), past);
+                }
+#ifdef __SSE2__
+                if (past) _mm_sfence();
+#endif
+            });
     }
 };
 
@@ -308,36 +355,34 @@ void consensus(int64_t groups, int64_t width, const int64_t* starts, const T* x,
                A* mean, A* distance, int64_t block, int64_t tile, int threads) {
     const int64_t tiles = (width + tile - 1) / tile, blocks = (width + block - 1) / block;
     std::vector<A> partial(groups * blocks);
-#pragma omp parallel num_threads(threads)
-    {
+    const auto range = [&](int64_t, int64_t begin, int64_t end) {
         std::vector<A> squares(tile), spare(tile);
-#pragma omp for schedule(static) collapse(2)
-        for (int64_t g = 0; g < groups; ++g) {
-            for (int64_t t = 0; t < tiles; ++t) {
-                const int64_t first = starts[g], last = starts[g + 1];
-                const int64_t from = t * tile, n = width - from < tile ? width - from : tile;
-                A* __restrict m = mean + g * width + from;
-                A* __restrict s = squares.data();
-                widen(m, x + first * stride + from, n);
-                for (int64_t i = first + 1; i < last; ++i) {
-                    const A* __restrict r = wide(x + i * stride + from, spare.data(), n);
-                    for (int64_t c = 0; c < n; ++c) m[c] = m[c] + r[c];
-                }
-                const A size = A(last - first);
-                for (int64_t c = 0; c < n; ++c) m[c] = m[c] / size;
-                std::memset(s, 0, tile * sizeof(A));  // also beyond the last column
-                for (int64_t i = first; i < last; ++i) {
-                    const A* __restrict r = wide(x + i * stride + from, spare.data(), n);
-                    for (int64_t c = 0; c < n; ++c) {
-                        const A d = r[c] - m[c];
-                        s[c] = s[c] + d * d;
-                    }
-                }
-                for (int64_t c = 0; c < n; c += block)
-                    partial[g * blocks + (from + c) / block] = halved(s + c, block);
+        for (int64_t item = begin; item < end; ++item) {
+            const int64_t g = item / tiles, t = item % tiles;
+            const int64_t first = starts[g], last = starts[g + 1];
+            const int64_t from = t * tile, n = width - from < tile ? width - from : tile;
+            A* __restrict m = mean + g * width + from;
+            A* __restrict s = squares.data();
+            widen(m, x + first * stride + from, n);
+            for (int64_t i = first + 1; i < last; ++i) {
+                const A* __restrict r = wide(x + i * stride + from, spare.data(), n);
+                for (int64_t c = 0; c < n; ++c) m[c] = m[c] + r[c];
             }
+            const A size = A(last - first);
+            for (int64_t c = 0; c < n; ++c) m[c] = m[c] / size;
+            std::memset(s, 0, tile * sizeof(A));  // also beyond the last column
+            for (int64_t i = first; i < last; ++i) {
+                const A* __restrict r = wide(x + i * stride + from, spare.data(), n);
+                for (int64_t c = 0; c < n; ++c) {
+                    const A d = r[c] - m[c];
+                    s[c] = s[c] + d * d;
+                }
+            }
+            for (int64_t c = 0; c < n; c += block)
+                partial[g * blocks + (from + c) / block] = halved(s + c, block);
         }
-    }
+    };
+    teleport::in_pieces(teleport::run_in_pool, threads, groups * tiles, range);
     for (int64_t g = 0; g < groups; ++g) distance[g] = halved(&partial[g * blocks], blocks);
 }
 
@@ -351,6 +396,8 @@ struct Arguments {
     const int64_t *indptr, *indices;
     int64_t n_runs;
     const int64_t* runs;
+    int64_t n_blocks;
+    const int64_t* blocks;
     const void *weights, *x;
     int64_t x_stride;
     const int64_t* source;
@@ -364,17 +411,22 @@ struct Arguments {
     void* out;
     int64_t out_stride;
     const int64_t* target;
-    int64_t tile, threads, past;
+    int64_t tile, rows, threads, past;
 };
+
+// The loops of other libraries run on the same threads.
+void teleport_kernels_run(int64_t most, int64_t n, teleport::Pool::Body body, void* context) {
+    teleport::run_in_pool(most, n, body, context);
+}
 
 // 0, or 1 for a dtype that this build has not.
 int teleport_kernels_mix(const Arguments* a) {
 #define TK_RUN(T, A)                                                                              \
-    Pass<T, A>{a->k, a->width, a->indptr, a->indices, a->n_runs, a->runs, (const A*)a->weights,   \
-               (const T*)a->x, a->x_stride, a->source, (const T*)a->grad, a->grad_stride,         \
-               (T*)a->momentum, a->momentum_stride, (const A*)a->lr, A(a->beta), A(a->decay),     \
-               a->nesterov != 0, (T*)a->out, a->out_stride, a->target}                            \
-        .run(a->tile, int(a->threads), a->past != 0)
+    Pass<T, A>{a->k, a->width, a->indptr, a->indices, a->n_runs, a->runs, a->n_blocks, a->blocks, \
+               (const A*)a->weights, (const T*)a->x, a->x_stride, a->source, (const T*)a->grad,   \
+               a->grad_stride, (T*)a->momentum, a->momentum_stride, (const A*)a->lr, A(a->beta),  \
+               A(a->decay), a->nesterov != 0, (T*)a->out, a->out_stride, a->target}               \
+        .run(a->tile, a->rows, int(a->threads), a->past != 0)
     switch (a->dtype) {
         case 0: TK_RUN(float, float); return 0;
         case 1: TK_RUN(double, double); return 0;

@@ -34,12 +34,16 @@ class Mixing:
     """(nnz,) the weights in float32."""
     runs: Tensor = field(init=False, repr=False)
     """(r + 1,) int64: rows runs[i] .. runs[i + 1] - 1 have the same entries, and so one result."""
+    blocks: Tensor = field(init=False, repr=False)
+    """(b + 1,) int64: no entry leaves rows and columns blocks[i] .. blocks[i + 1] - 1, and no
+    smaller range is as closed: the runs of a fleet, each on its own."""
     _slots: dict[torch.dtype, list[Slot]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         set_ = functools.partial(object.__setattr__, self)
         set_("weights32", self.weights.float())
         set_("runs", self._runs())
+        set_("blocks", self._blocks())
 
     @classmethod
     def from_dense(cls, W: Tensor) -> Mixing:
@@ -103,6 +107,11 @@ class Mixing:
             torch.arange(self.n_rows, device=self.device), self.degrees, output_size=self.nnz
         )
 
+    @cached_property
+    def block_rows(self) -> int:
+        """Rows of the largest block."""
+        return int(self.blocks.diff().max()) if self.n_rows else 0
+
     def dense(self) -> Tensor:
         """W as an (n, n) float64 tensor."""
         W = torch.zeros(self.n_rows, self.n_rows, dtype=torch.float64, device=self.device)
@@ -118,13 +127,13 @@ class Mixing:
 
     def tensors(self) -> list[Tensor]:
         """The parts, for ops that take tensors alone; `from_tensors` puts them together again."""
-        return [self.indptr, self.indices, self.weights, self.weights32, self.runs]
+        return [self.indptr, self.indices, self.weights, self.weights32, self.runs, self.blocks]
 
     @classmethod
     def from_tensors(cls, parts: Sequence[Tensor]) -> Mixing:
         """The matrix of these parts, as they are."""
         mixing = object.__new__(cls)
-        names = ("indptr", "indices", "weights", "weights32", "runs")
+        names = ("indptr", "indices", "weights", "weights32", "runs", "blocks")
         for name, part in zip(names, parts, strict=True):
             object.__setattr__(mixing, name, part)
         object.__setattr__(mixing, "_slots", {})
@@ -135,7 +144,8 @@ class Mixing:
         order = torch.argsort(self.indices, stable=True)
         row = torch.arange(self.n_rows + 1, device=self.device)
         indptr = torch.searchsorted(self.indices[order], row)
-        return [indptr, self.rows[order], self.weights[order], self.weights32[order], row]
+        weights = self.weights[order], self.weights32[order]
+        return [indptr, self.rows[order], *weights, row, self.blocks]
 
     def weights_as(self, dtype: torch.dtype) -> Tensor:
         """(nnz,) the weights in float32 or float64."""
@@ -151,6 +161,15 @@ class Mixing:
         begins = torch.ones(self.n_rows + 1, dtype=torch.bool, device=self.device)
         begins[1:-1] = self.degrees.diff() != 0
         begins[:-1] |= unlike_before[self.indptr[1:]] > unlike_before[self.indptr[:-1]]
+        return begins.nonzero().squeeze(1)
+
+    def _blocks(self) -> Tensor:
+        """Where no entry reaches from the rows and columns before to those from there on."""
+        low = torch.bincount(torch.minimum(self.rows, self.indices), minlength=self.n_rows)
+        high = torch.bincount(torch.maximum(self.rows, self.indices), minlength=self.n_rows)
+        crossing = (low - high).cumsum(0)  # entries that begin at a row or before, and end after it
+        begins = torch.ones(self.n_rows + 1, dtype=torch.bool, device=self.device)
+        begins[1:] = crossing == 0
         return begins.nonzero().squeeze(1)
 
     def slots(self, dtype: torch.dtype) -> list[Slot]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import networkx as nx
 import torch
 
-from teleport_kernels import Mixing
+from teleport_kernels import Mixing, block_diag
 
 
 def graph(name: str, n: int) -> Mixing:
     """ring: degree 3 with itself; exponential: log2 n + 1; regular: random, 9; complete: n; base:
-    components of four, three, two and one nodes in turn, as the phases of a base graph have."""
+    components of four, three, two and one nodes in turn, as the phases of a base graph have; fleet:
+    runs on rings of 25 nodes (else 16) each, one below the other."""
     i = torch.arange(n)
+    if name == "fleet":
+        nodes = min(16, n) if n % 25 else 25
+        return block_diag([graph("ring", nodes)] * (n // nodes))
     if name == "complete":
         return _regular(i.expand(n, n))
     if name == "regular":

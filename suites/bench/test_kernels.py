@@ -28,7 +28,7 @@ from teleport_kernels.roofline import bytes_moved, seconds
 pytestmark = pytest.mark.filterwarnings("ignore")  # sparse tensors and the compiler warn a lot
 
 SHAPES = {
-    "cpu": [(8, 1_000_000), (64, 250_000), (1024, 30_000), (4096, 5_000)],
+    "cpu": [(8, 1_000_000), (64, 250_000), (1024, 30_000), (4096, 5_000), (25_000, 50)],
     "cuda": [(8, 8_388_608), (64, 1_048_576), (1024, 65_536), (4096, 16_384)],
     "small": [(8, 1000), (64, 250)],
 }
@@ -214,6 +214,13 @@ def cases() -> Iterator[Any]:
             for op in ("gossip_mix", "sgd_mix"):
                 for who in THEIRS[op]:
                     yield op, who, place, name, f32
+    for op in ("gossip_mix", "sgd_mix"):
+        for place in (1, 3, 4):
+            for dtype in (f32, bf16):
+                yield op, "teleport_kernels", place, "fleet", dtype
+            for who in THEIRS[op]:
+                if who not in ("dense matmul", "state dicts"):  # too large, and too many parts
+                    yield op, who, place, "fleet", f32
 
 
 def identity(case: tuple[Any, ...]) -> str:
@@ -226,7 +233,7 @@ def test_kernel(benchmark: Any, case: Any, device: torch.device, scale: str) -> 
     op, who, place, name, dtype = case
     shapes = SHAPES[scale if scale == "small" else device.type]
     if place >= len(shapes):
-        pytest.skip("the small scale has fewer shapes")
+        pytest.skip("fewer shapes at the small scale, and on CUDA")
     k, width = shapes[place]
     if who == "state dicts" and device.type == "cuda" and k > 64:
         pytest.skip("minutes, for one launch an entry and tensor")

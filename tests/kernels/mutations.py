@@ -110,8 +110,8 @@ MUTATIONS = [
     Mutation(
         "the last columns of a tile are left out",
         CPU,
-        "std::memcpy(row(i) + c, line.data + c, (n - c) * sizeof(T));",
-        "std::memcpy(row(i) + c, line.data + c, (n - c) / 2 * sizeof(T));",
+        "copy(row(i) + c, line + c, n - c);",
+        "copy(row(i) + c, line + c, (n - c) / 2);",
     ),
     Mutation(
         "source and target swapped",
@@ -122,8 +122,28 @@ MUTATIONS = [
     Mutation(
         "the step takes the momentum of the round before",
         CPU,
-        "eta * (look_ahead ? d + keep * m[c] : m[c]);",
-        "eta * (look_ahead ? m[c] : (m[c] - d) / keep);",
+        "d = look_ahead ? d + keep * after : after;",
+        "d = look_ahead ? after : (after - d) / keep;",
+    ),
+    Mutation(
+        "columns of two registers take the step twice",
+        CPU,
+        "store(y + n - V, last, V);",
+        "store(y + n - V, stepped(n - V, V, last_after), V);",
+    ),
+    Mutation(
+        "the rows of a part are counted from the matrix's first",
+        CPU,
+        "gather(alone, line, y - begin * tile,",
+        "gather(alone, line, y,",
+        "test_cpu.py",
+    ),
+    Mutation(
+        "a block ends where one entry leaves it",
+        "mixing.py",
+        "begins[1:] = crossing == 0",
+        "begins[1:] = crossing <= 1",
+        "test_cpu.py",
     ),
     Mutation(
         "products and sums rounded once", "cpu.py", '"-ffp-contract=off"', '"-ffp-contract=fast"'

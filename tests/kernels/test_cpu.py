@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import shutil
 import subprocess
 import warnings
@@ -14,7 +16,7 @@ from torch import Tensor
 
 import teleport_kernels as tk
 from teleport_bench import topology
-from teleport_kernels import cpu, reference
+from teleport_kernels import compiler, cpu, reference
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler on this machine"
@@ -89,6 +91,88 @@ def test_threads_and_tiles_do_not_change_a_bit(
 
 
 @needs_compiler
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [50, 1000])
+@pytest.mark.parametrize("past", [0, 2**40])
+def test_a_fleet_is_the_reference_s_bits_however_its_blocks_are_put_together(
+    threads: int, dtype: torch.dtype, width: int, past: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = torch.Generator().manual_seed(0)
+    blocks = [topology(graph, 5).mixing(0) for graph in ("ring", "star", "complete")]
+    blocks.append(tk.Mixing.from_dense(torch.diag(torch.rand(29, generator=rng), 1)))
+    for n in (1, 2, 7, 12):  # directed, in any order inside, and rows without entries
+        W = torch.randn(n, n, generator=rng) * (torch.rand(n, n, generator=rng) < 0.4)
+        blocks += [tk.Mixing.from_dense(W), tk.Mixing.from_dense(0 * W)]
+    order = torch.randperm(3 * len(blocks), generator=rng) % len(blocks)
+    mixing = tk.block_diag([blocks[b] for b in order])
+    k = mixing.n_rows
+    x, grad, m = inputs(k, width, dtype)
+    lr = torch.rand(k, generator=rng)
+    source, target = (torch.randperm(k, generator=rng) for _ in range(2))
+    y, after = reference.descend(x[source], grad, lr[:, None], m, 0.9, False, 0.0)
+    expected = reference.gossip(y, mixing).to(dtype)
+    assert after is not None
+    monkeypatch.setattr(cpu, "PAST_CACHE", past)
+    monkeypatch.setattr(cpu, "PARALLEL", 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for tile_bytes in (1, 8 * 1024, 128 * 1024):
+            monkeypatch.setattr(cpu, "TILE_BYTES", tile_bytes)
+            out, momentum = torch.full_like(x, float("nan")), m.clone()
+            to = {"source": source, "target": target}
+            cpu.mix(x, mixing, out, grad=grad, lr=lr, momentum=momentum, beta=0.9, **to)
+            assert equal_bits(out[target], expected)
+            assert equal_bits(momentum, after.to(dtype))
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_compiler
+def test_a_prepared_call_is_the_same_mix_each_time_and_keeps_its_tensors() -> None:
+    call = cpu.function()
+    x, grad, m = inputs(4, 70, torch.float32)
+    mixing, lr, momentum = topology("ring", 4).mixing(0), torch.full((4,), 0.1), m.clone()
+    there, back = torch.empty_like(x), x.clone()
+    rounds = [
+        cpu.prepare(*rows, grad=grad, lr=lr.clone(), momentum=momentum, beta=0.9)
+        for rows in ((back, mixing, there), (there, mixing, back))
+    ]
+    gc.collect()
+    for _ in range(3):
+        for arguments in rounds:
+            assert call(ctypes.byref(arguments)) == 0
+    for _ in range(6):
+        x = tk.sgd_mix(x, grad, mixing, lr=0.1, momentum=m, beta=0.9)
+    assert equal_bits(back, x)
+    assert equal_bits(momentum, m)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("k", "width"), [(0, 5), (5, 0)])
+def test_nothing_to_mix_is_no_error(k: int, width: int) -> None:
+    x = torch.empty(k, width)
+    cpu.mix(x, tk.Mixing.identity(k), torch.empty_like(x))
+
+
+@needs_compiler
+def test_the_rows_of_a_tile_are_those_of_blocks_that_fill_the_cache_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cpu, "TILE_BYTES", 128 * 1024)
+    monkeypatch.setattr(cpu, "RUN", 128)
+    ring = topology("ring", 25).mixing(0)
+    fleet = tk.block_diag([ring] * 1000)
+    assert cpu._tile(fleet, 50, 4, threads=2) == (64, 512)
+    assert cpu._tile(fleet, 100_000, 4, threads=2) == (1344, 25)
+    assert cpu._tile(ring, 100_000, 4, threads=2) == (1344, 25)
+    assert cpu._tile(ring, 500, 4, threads=2) == (256, 25), "each thread has a tile"
+    assert cpu._tile(tk.block_diag([ring] * 4), 50, 4, threads=2) == (64, 50), "and a part"
+    assert cpu._tile(topology("ring", 4096).mixing(0), 5000, 4, threads=2) == (128, 4096)
+
+
+@needs_compiler
 def test_rows_may_lie_apart_and_be_named_in_any_order() -> None:
     mixing = topology("ring", 3).mixing(0)
     wide, _, _ = inputs(8, 100, torch.float32)
@@ -154,12 +238,12 @@ def test_a_compiler_that_fails_is_a_warning_too(
 @needs_compiler
 def test_it_compiles_once_for_all_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    assert compiler
-    cpu._load(compiler)
+    assert not compiler.is_there(cpu.SOURCE, cpu.FLAGS)
+    compiler.load(cpu.SOURCE, cpu.FLAGS)
+    assert compiler.is_there(cpu.SOURCE, cpu.FLAGS)
     (built,) = (tmp_path / "teleport-kernels").iterdir()
     stamp = built.stat().st_mtime_ns
-    cpu._load(compiler)
+    compiler.load(cpu.SOURCE, cpu.FLAGS)
     assert [p.stat().st_mtime_ns for p in (tmp_path / "teleport-kernels").iterdir()] == [stamp]
 
 

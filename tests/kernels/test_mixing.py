@@ -1,5 +1,7 @@
 """The sparse mixing matrix: what it stores is the matrix it was given."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -98,7 +100,7 @@ def test_to_the_device_it_is_on_is_the_matrix_itself():
 def test_to_moves_every_part():
     moved = Mixing.identity(3).to("meta")
     assert moved.device.type == "meta"
-    assert {part.device.type for part in fields(moved)} == {"meta"}
+    assert {part.device.type for part in moved.tensors()} == {"meta"}
     assert moved.n_rows == moved.nnz == 3
 
 
@@ -166,6 +168,32 @@ def test_rows_alike_and_side_by_side_are_one_run(W, runs):
     if W.any():  # rows of two blocks never have the same entries, unless they have none
         twice = runs[:-1] + [len(W) + run for run in runs]
         assert block_diag([one, one]).runs.tolist() == twice
+
+
+def closed(W, begin, end):
+    """Whether no entry leaves rows and columns begin .. end - 1."""
+    inside = torch.zeros(len(W), dtype=torch.bool)
+    inside[begin:end] = True
+    return not W[inside][:, ~inside].any() and not W[~inside][:, inside].any()
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(matrices(max_size=5), min_size=1, max_size=4), st.integers(0, 5))
+def test_blocks_are_the_smallest_ranges_that_no_entry_leaves(parts, cut):
+    m = block_diag([Mixing.from_dense(W) for W in parts])
+    W, n = m.dense() != 0, m.n_rows
+    borders = [b for b in range(n + 1) if closed(W, 0, b)]
+    assert m.blocks.tolist() == borders
+    assert m.block_rows == max((b - a for a, b in itertools.pairwise(borders)), default=0)
+    assert set(itertools.accumulate(map(len, parts), initial=0)) <= set(borders)
+    again = Mixing.from_tensors(m.transposed())
+    assert torch.equal(again.blocks, m.blocks)
+    assert torch.equal(Mixing.from_dense(again.dense()).blocks, m.blocks)
+    if n:  # rows and columns in another order, the same for both
+        shifted = Mixing.from_dense(m.dense().roll((cut, cut), (0, 1)))
+        assert shifted.blocks.tolist() == [
+            b for b in range(n + 1) if closed(shifted.dense() != 0, 0, b)
+        ]
 
 
 @settings(deadline=None, max_examples=50)
