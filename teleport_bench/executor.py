@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from teleport_bench import native, trace
 from teleport_bench.errors import UserError, nearest
-from teleport_bench.fleet import Fleet, Tick, group
+from teleport_bench.fleet import Fleet, Tick, group, split
 from teleport_bench.progress import Meter
 from teleport_bench.record.provenance import code, environment
 from teleport_bench.record.schema import Made, Record
@@ -42,46 +43,90 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def run(spec: RunSpec, device: str = "auto") -> Record:
+COMPILE = ("auto", "on", "off")
+
+COMPILING = 5.0
+"""Seconds that compiling the round takes, once a machine: measured on two cores."""
+
+
+def pick_engine(mode: str, specs: Sequence[RunSpec], device: torch.device) -> bool:
+    """Whether rounds are compiled: C++ on the CPU, graphs on CUDA. mode: "auto", "on" or "off".
+
+    auto: where that costs nothing (on CUDA; on the CPU once it has been compiled on this machine),
+    or less than these runs take without: by their arithmetic and a millisecond a round. UserError
+    for "on" where there is no compiler; "auto" warns and runs in torch.
+    """
+    if mode not in COMPILE:
+        raise UserError(f"unknown compile mode '{mode}'{nearest(mode, COMPILE)}")
+    if mode == "off" or device.type == "cuda":
+        return mode != "off"
+    if mode == "auto" and not native.compiled() and _seconds_in_torch(specs) < COMPILING:
+        return False
+    native.prepare()
+    if mode == "on" and not native.available():
+        raise UserError(
+            "compile on needs a C++ compiler, and none works here: install g++, or leave it at auto"
+        )
+    return True
+
+
+def _seconds_in_torch(specs: Sequence[RunSpec]) -> float:
+    """A guess, at five operations a nanosecond and a millisecond a round of a fleet."""
+    operations = sum(s.rounds * s.n_active * s.build_problem().operations() for s in specs)
+    return operations / 5e9 + sum(part[0].rounds for part in group(specs)) * 1e-3
+
+
+def run(spec: RunSpec, device: str = "auto", compile: str = "auto") -> Record:  # noqa: A002
     """One run, alone. Source of the settings: `RunSpec`. Returns its record; writes nothing."""
-    return run_fleet([spec], device)[0]
+    return run_fleet([spec], device, compile=compile)[0]
 
 
 def run_fleet(
     specs: Sequence[RunSpec],
     device: str = "auto",
     on_tick: Callable[[Tick], None] = lambda _: None,
+    compile: str = "auto",  # noqa: A002
 ) -> list[Record]:
     """Runs that fit together advance in lockstep; the records come in the order of the specs.
 
-    Raises UserError, before anything runs, for an unknown device or a problem that cannot be posed.
+    compile: as in `pick_engine`. Raises UserError, before anything runs, for an unknown device or a
+    problem that cannot be posed.
     A run that fails or diverges is a record that says so.
     """
     for spec in specs:
         spec.check()
     on = pick_device(device)
-    records = {r.id: r for part in group(specs) for r in run_group(part, on, on_tick)}
+    compiled = pick_engine(compile, specs, on)
+    parts = group(specs)
+    records = {r.id: r for part in parts for r in run_group(part, on, on_tick, compiled)}
     return [records[spec.id] for spec in specs]
 
 
 def run_group(
-    specs: Sequence[RunSpec], device: torch.device, on_tick: Callable[[Tick], None]
+    specs: Sequence[RunSpec],
+    device: torch.device,
+    on_tick: Callable[[Tick], None],
+    compiled: bool,
 ) -> list[Record]:
     """The records of runs that advance in lockstep (see `fleet.group`)."""
     began = time.perf_counter()
     fleet, outcomes, error = None, None, None
     try:
-        fleet = Fleet(specs, device)
+        fleet = Fleet(specs, device, compiled=compiled)
         outcomes = fleet.advance(on_tick)
     except Exception as exception:  # whatever it is, it ends as a record that says so
         where = traceback.extract_tb(exception.__traceback__)[-1]
         error = (
             f"{type(exception).__name__}: {exception} ({Path(where.filename).name}:{where.lineno})"
         )
+    seconds = time.perf_counter() - began
+    if tracing := trace.current():
+        tracing.add(specs[0].algorithm["name"], began, seconds, 0, runs=[s.id for s in specs])
     made: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "seconds": time.perf_counter() - began,
+        "seconds": seconds,
         "fleet": {"runs": len(specs), "rows": sum(spec.n_active for spec in specs)},
+        "engine": fleet.engine if fleet else None,
         "environment": environment(device),
         "code": code(),
     }
@@ -109,7 +154,12 @@ def run_group(
 
 
 def run_suite(
-    suite: Suite, store: Store, device: torch.device, meter: Meter, rerun: bool = False
+    suite: Suite,
+    store: Store,
+    device: torch.device,
+    meter: Meter,
+    rerun: bool = False,
+    compile: str = "auto",  # noqa: A002
 ) -> dict[str, Record]:
     """All runs of a suite that have no record yet (all of them with rerun), tuning runs first.
 
@@ -123,6 +173,7 @@ def run_suite(
             raise UserError(
                 f"{suite.name}, {posed.label}, nodes {posed.spec.nodes}: {error}"
             ) from None
+    compiled = pick_engine(compile, [run.spec for run in suite.all_runs()], device)
     store.prepare()
     write_atomically(store.folder / SUITE_FILE, to_json(suite).encode())
     records: dict[str, Record] = {}
@@ -138,9 +189,12 @@ def run_suite(
         ]
 
     def execute(specs: list[RunSpec]) -> None:
-        for part in group(specs):
+        parts = [[spec] for spec in specs] if suite.spec.alone else group(specs)
+        if len(parts) > 1:
+            meter.note(split(parts))
+        for part in parts:
             meter.fleet(part)
-            for record in run_group(part, device, meter.tick):
+            for record in run_group(part, device, meter.tick, compiled):
                 store.save(record)
                 records[record.id] = record
 

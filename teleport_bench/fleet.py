@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,31 +18,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import teleport_kernels as tk
+from teleport_bench import native, trace
 from teleport_bench.activation import BLOCK, draw_holders
 from teleport_bench.algorithms import State
+from teleport_bench.curves import Curves, Outcome
+from teleport_bench.graphs import Graphs
 from teleport_bench.metrics import AXES
+from teleport_bench.native.calls import PHASES
 from teleport_bench.network import messages
 from teleport_bench.problems import Member
 from teleport_bench.problems.base import worlds_of
 from teleport_bench.spec import RunSpec, canonical
-
-DIVERGED = 1e4
-"""A run has diverged when its objective is not finite, or more than this times what it was at the
-start (or than this, where it started below 1)."""
+from teleport_kernels import cpu
 
 FLEET_BYTES = 4 * 2**20
 """Parameters advanced together, so that a fleet's tensors stay in cache: measured on two cores with
 32 MiB of cache, 4 MiB is three times as fast as 64 MiB. A single run may be larger."""
 
-
-@dataclass
-class Outcome:
-    """What a run leaves: its curves up to the last sound evaluation, and where it diverged."""
-
-    curves: dict[str, list[float]]
-    diverged_at: int | None
-    phases: dict[str, float]
-    """Seconds by phase, the run's share of the fleet's by rows."""
+TAPES = 64
+"""Tapes that a fleet keeps, one for each place in the topologies' periods where a block begins."""
 
 
 @dataclass(frozen=True)
@@ -59,22 +56,47 @@ def group(specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
     active nodes, topology, step size, schedule and seed may differ.
     """
     groups: dict[str, list[list[RunSpec]]] = {}
+    sizes: dict[str, int] = {}
     for spec in specs:
         shared = spec.model_dump(
             mode="json", exclude={"nodes", "active", "topology", "lr", "schedule", "seed"}
         )
-        parts = groups.setdefault(canonical(shared), [[]])
-        rows = sum(s.n_active for s in parts[-1]) + spec.n_active
-        if parts[-1] and rows * spec.build_problem().n_params * 4 > FLEET_BYTES:
+        key = canonical(shared)
+        parts = groups.setdefault(key, [[]])
+        size = spec.n_active * spec.build_problem().n_params * 4
+        sizes[key] = sizes.get(key, 0) + size
+        if parts[-1] and sizes[key] > FLEET_BYTES:
             parts.append([])
+            sizes[key] = size
         parts[-1].append(spec)
     return [part for parts in groups.values() for part in parts]
 
 
-class Fleet:
-    """Runs of one group as one tensor program. Row a of a run is its token a."""
+def split(parts: Sequence[Sequence[RunSpec]]) -> str:
+    """How runs are cut into fleets, in words."""
+    runs = [len(part) for part in parts]
+    return (
+        f"{sum(runs)} runs in {len(parts)} fleets of {min(runs)} to {max(runs)}, at most "
+        f"{FLEET_BYTES / 2**20:g} MiB of parameters each"
+    )
 
-    def __init__(self, specs: Sequence[RunSpec], device: torch.device | str = "cpu") -> None:
+
+class Fleet:
+    """Runs of one group as one tensor program. Row a of a run is its token a.
+
+    compiled: on the CPU, gradients, scores and mixing in C++, and rounds replayed from a tape; on
+    CUDA, rounds as graphs. Otherwise, or where the library does not have the problem, in torch.
+    replay: False makes every call of a round from Python, for those who want to see them.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[RunSpec],
+        device: torch.device | str = "cpu",
+        *,
+        compiled: bool = False,
+        replay: bool = True,
+    ) -> None:
         self.specs = list(specs)
         self.spec = specs[0]  # for whatever the group shares
         self.device = torch.device(device)
@@ -84,35 +106,60 @@ class Fleet:
         # Runs that share seed, nodes and active nodes share their random choices: one member.
         of_run = [Member(s.seed, s.nodes, s.n_active) for s in specs]
         self.members = list(dict.fromkeys(of_run))
-        worlds = worlds_of(self.members)
+        worlds = {world: i for i, world in enumerate(worlds_of(self.members))}
         self.problem = self.spec.build_problem().fleet(self.members, self.device)
 
         rows = [spec.n_active for spec in specs]
         self.run = torch.repeat_interleave(torch.tensor(rows)).to(self.device)
-        self.world = torch.tensor([worlds.index((m.seed, m.nodes)) for m in of_run]).to(self.device)
+        self.world = torch.tensor([worlds[m.seed, m.nodes] for m in of_run]).to(self.device)
         member_start = np.cumsum([0, *(m.active for m in self.members)])
-        self.member_of_run = [self.members.index(m) for m in of_run]
+        places = {m: i for i, m in enumerate(self.members)}
+        self.member_of_run = [places[m] for m in of_run]
         starts = [member_start[m] for m in self.member_of_run]
         self.member_row = torch.from_numpy(
             np.concatenate([s + np.arange(r) for s, r in zip(starts, rows, strict=True)])
         ).to(self.device)
         self.shares = len(self.members) < len(specs)
         node_start = np.cumsum([0, *(n for _, n in worlds)])
-        self.node_offset = [int(node_start[worlds.index((m.seed, m.nodes))]) for m in self.members]
+        self.node_offset = [int(node_start[worlds[m.seed, m.nodes]]) for m in self.members]
         # storage = "nodes": every run has its own n rows
         storage_start = np.cumsum([0, *(s.nodes for s in specs)])
         self.storage_offset = torch.from_numpy(np.repeat(storage_start[:-1], rows)).to(self.device)
         node_of_run = torch.tensor([self.node_offset[m] for m in self.member_of_run])
         self.node_shift = node_of_run.to(self.device)[self.run]
 
-        self.factors = [spec.build_schedule() for spec in specs]
-        self.base_lr = torch.tensor([s.lr for s in specs], dtype=torch.float64)
+        self.factors = _Factors(specs)
         self.mixings: dict[tuple[int, ...], tk.Mixing] = {}
-        self.phases = dict.fromkeys(("data", "gradient", "mix", "metric"), 0.0)
+        self.period = math.lcm(*(topology.period for topology in self.topologies))
+        self.phases = dict.fromkeys(PHASES, 0.0)
+        self.choices = Choices(self)
+
+        self.buffers = native.Buffers(len(self.member_row), self.spec.build_problem().n_params)
+        self.compiled = (
+            compiled
+            and self.device.type == "cpu"
+            and native.available()
+            and self.problem.compile(native.Rows(self.member_row))
+        )
+        # tokens that are stored at nodes move by indexing, which no tape knows
+        slots = self.spec.storage == "slots"
+        self.tapes: dict[tuple[Any, ...], native.Tape] | None = (
+            {} if self.compiled and replay and slots else None
+        )
+        self._tape: native.Tape | None = None
+        self.final: Tensor | None = None
+        """(rows, P): the tokens as `advance` left them."""
+        graphs = compiled and replay and slots and self.device.type == "cuda"
+        self.graphs = Graphs(self) if graphs else None
 
     @property
     def n_rows(self) -> int:
         return self.run.numel()
+
+    @property
+    def engine(self) -> str:
+        """What advances the rounds: "compiled", "graph" or "torch"."""
+        return "compiled" if self.compiled else "graph" if self.graphs else "torch"
 
     def advance(self, on_tick: Callable[[Tick], None] = lambda _: None) -> list[Outcome]:
         """All rounds of all runs. Calls on_tick after each block and each evaluation."""
@@ -121,59 +168,87 @@ class Fleet:
         recorder.evaluate(0, state["x"], on_tick)
         due = set(self.spec.evaluations())
         before: list[NDArray[np.int64]] = []
-        previous: Tensor | None = None
-        for block in range(math.ceil(self.spec.rounds / BLOCK)):
-            start = block * BLOCK
-            with self._phase("data"):
-                holders = [self._holders(m, block) for m in self.members]
-                recorder.count(start, holders, before or [h[0] for h in holders])
-                before = [h[-1] for h in holders]
-                node, data = self._draw(block, holders)
-                lr = self._step_sizes(start)
-            done = 0
-            for t in range(start, min(start + BLOCK, self.spec.rounds)):
-                i = t - start
-                here = node[i][self.member_row]
-                round_ = FleetRound(self, t, lr[i], here, data[i], previous, nodes)
-                state = self.algorithm.step(state, round_)
-                previous = here
-                done += 1
-                if t + 1 in due:
-                    on_tick(Tick(done * self.n_rows, t + 1))
-                    done = 0
-                    recorder.evaluate(t + 1, round_.stored(state["x"]), on_tick)
+        place = Place(nodes)
+        with self.choices.drawing():
+            for start in range(0, self.spec.rounds, BLOCK):
+                end = min(start + BLOCK, self.spec.rounds)
+                with self.phase("data"):
+                    holders = self.choices.take(start // BLOCK)
+                    recorder.count(start, holders, before or [h[0] for h in holders])
+                    before = [h[-1] for h in holders]
+                stops = sorted({start, end} | (due & set(range(start + 1, end))))
+                for first, last in itertools.pairwise(stops):
+                    state = self._rounds(state, place, start, first, last)
+                    on_tick(Tick((last - first) * self.n_rows, last))
+                    if last not in due:
+                        continue
+                    self.final = place.stored(state["x"], self)
+                    recorder.evaluate(last, self.final, on_tick)
                     if recorder.all_diverged:
-                        on_tick(Tick((self.spec.rounds - t - 1) * self.n_rows, self.spec.rounds))
+                        left = (self.spec.rounds - last) * self.n_rows
+                        on_tick(Tick(left, self.spec.rounds))
                         return recorder.outcomes()
-            on_tick(Tick(done * self.n_rows, start + i + 1))
         return recorder.outcomes()
 
     def _start(self) -> tuple[State, Tensor | None]:
-        x0 = torch.stack([self.problem.initial(spec.seed) for spec in self.specs])
+        starts = {seed: self.problem.initial(seed) for seed in {s.seed for s in self.specs}}
+        x0 = torch.stack([starts[spec.seed] for spec in self.specs])
         state = self.algorithm.start(x0[self.run], momentum=self.spec.momentum > 0)
         if self.spec.storage == "slots":
             return state, None
         counts = torch.tensor([spec.nodes for spec in self.specs], device=self.device)
         return state, x0.repeat_interleave(counts, 0)
 
-    def _holders(self, m: Member, block: int) -> NDArray[np.int64]:
-        return draw_holders(self.algorithm.activation, m.seed, m.nodes, m.active, block)
+    def _rounds(self, state: State, place: Place, start: int, first: int, last: int) -> State:
+        """Rounds first .. last - 1 of the block that begins with round start."""
+        if self.graphs:
+            return self.graphs.run(state, start, first, last)
+        if self.tapes is None:
+            for t in range(first, last):
+                state = self.algorithm.step(state, FleetRound(self, t, t - start, place))
+            return state
+        if first == start:
+            state = self._choose_tape(state, start)
+        tape = self._tape
+        if tape is not None and tape.rounds >= last - start:
+            return tape.replay(state, first - start, last - start, self.phases)
+        for t in range(first, last):
+            if tape is None or tape.rounds != t - start or self.tapes is None:
+                state = self.algorithm.step(state, FleetRound(self, t, t - start, place))
+                continue
+            with native.Watch() as watch:
+                step = FleetRound(self, t, t - start, place, tape, watch)
+                state = self.algorithm.step(state, step)
+            if watch.seen or not all(map(self.buffers.has, state.values())):
+                self.tapes = None  # more happens in a round than a tape would replay
+            else:
+                tape.end_round(state)
+        return state
 
-    def _draw(self, block: int, holders: list[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
-        """Holders (counted through all worlds) and random choices: (BLOCK, member rows, ...)."""
-        node = np.concatenate(
-            [h + offset for h, offset in zip(holders, self.node_offset, strict=True)], axis=1
-        )
-        data: NDArray[Any] = np.concatenate(
-            [self.problem.draw(i, block, h) for i, h in enumerate(holders)], axis=1
-        )
-        return torch.from_numpy(node).to(self.device), torch.from_numpy(data).to(self.device)
+    def _choose_tape(self, state: State, start: int) -> State:
+        """The tape of the block that begins with round start, to be replayed or to be recorded."""
+        assert self.tapes is not None
+        # an algorithm's first round may differ: it is seen by what its state has not yet
+        key = start % self.period, *state
+        self._tape = self.tapes.get(key)
+        if self._tape is None and len(self.tapes) < TAPES:
+            state = self._into_buffers(state)
+            if self.tapes is not None:
+                self._tape = self.tapes[key] = native.Tape(state, self.buffers)
+        return state
 
-    def _step_sizes(self, start: int) -> Tensor:
-        """(BLOCK, rows): every row's step size in each round of the block."""
-        factors = [[f(t) for f in self.factors] for t in range(start, start + BLOCK)]
-        lr = torch.tensor(factors, dtype=torch.float64) * self.base_lr
-        return lr.float().to(self.device)[:, self.run]
+    def _into_buffers(self, state: State) -> State:
+        """The same state in buffers that a tape may name; as it was where they do not fit."""
+        moved = {}
+        for name, tensor in state.items():
+            if tensor.shape != self.buffers.shape or tensor.dtype != torch.float32:
+                self.tapes = None
+                return state
+            moved[name] = tensor
+            if not self.buffers.has(tensor):
+                moved[name] = self.buffers.take()
+                moved[name].copy_(tensor)
+        return moved
 
     def mixing(self, t: int) -> tk.Mixing:
         """The block-diagonal matrix of all runs in round t."""
@@ -184,128 +259,274 @@ class Fleet:
         return self.mixings[phase]
 
     @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> Iterator[None]:
+        """Time spent in here counts to that phase."""
         began = time.perf_counter()
         yield
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
             torch.cuda.synchronize()
-        self.phases[name] += time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        self.phases[name] += seconds
+        if tracing := trace.current():
+            tracing.add(name, began, seconds)
 
 
-@dataclass(frozen=True, eq=False)
-class FleetRound:
-    """The round that an algorithm sees: see `algorithms.base.Round`."""
+class _Factors:
+    """Step sizes of all runs, by rounds; schedules that several runs share are asked once."""
 
-    fleet: Fleet
-    t: int
-    lr: Tensor
+    def __init__(self, specs: Sequence[RunSpec]) -> None:
+        self._base = np.array([spec.lr for spec in specs])
+        names = [canonical(spec.schedule) for spec in specs]
+        distinct = {name: spec.build_schedule() for name, spec in zip(names, specs, strict=True)}
+        self._schedules = list(distinct.values())
+        self._which = np.array([list(distinct).index(name) for name in names])
+
+    def block(self, start: int) -> NDArray[np.float32]:
+        """(BLOCK, runs)"""
+        rounds = range(start, start + BLOCK)
+        factors = np.array([[f(t) for f in self._schedules] for t in rounds], dtype=np.float64)
+        with np.errstate(over="ignore"):  # to infinity: the run diverges
+            sizes: NDArray[np.float32] = (factors[:, self._which] * self._base).astype(np.float32)
+        return sizes
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """The random choices of a block on the host; holders: (BLOCK, k) by member."""
+
+    holders: list[NDArray[np.int64]]
+    node: NDArray[np.int64]
+    data: NDArray[Any]
+
+
+class Choices:
+    """What the rounds of a block choose at random, and their step sizes, on the fleet's device.
+
+    The tensors stay where they are from block to block, so that a tape or a graph may name them.
+    While a block runs, the next one is drawn.
+    """
+
     node: Tensor
-    """(rows,): who holds each token, counted through all worlds."""
+    """(BLOCK, member rows): holders, counted through all worlds."""
     data: Tensor
-    previous: Tensor | None
-    nodes: Tensor | None
-    """(all nodes, P) where storage = "nodes"."""
+    """(BLOCK, member rows, ...): what `problem.draw` gives."""
+    lr: Tensor
+    """(BLOCK, rows)"""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._sizes: NDArray[np.float32] | None = None
+        self._spare: NDArray[Any] | None = None
+        self._blocks = math.ceil(fleet.spec.rounds / BLOCK)
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Blocks can be taken in here, from 0, in order."""
+        with ThreadPoolExecutor(1) as self._pool:
+            self._next = self._pool.submit(self._draw, 0)
+            try:
+                yield
+            finally:
+                self._next.cancel()
+
+    def take(self, block: int) -> list[NDArray[np.int64]]:
+        """Lay out the choices of a block; its holders, (BLOCK, k) by member."""
+        drawn = self._next.result()
+        self._put("node", drawn.node)
+        self._put("data", drawn.data)
+        if block + 1 < self._blocks:
+            self._next = self._pool.submit(self._draw, block + 1)
+        sizes = self._fleet.factors.block(block * BLOCK)
+        if self._sizes is None or not np.array_equal(sizes, self._sizes):
+            self._sizes = sizes
+            self._put("lr", torch.from_numpy(sizes).to(self._fleet.device)[:, self._fleet.run])
+        return drawn.holders
+
+    def _draw(self, block: int) -> _Drawn:
+        fleet, activation = self._fleet, self._fleet.algorithm.activation
+        holders = [
+            draw_holders(activation, m.seed, m.nodes, m.active, block) for m in fleet.members
+        ]
+        node = [h + offset for h, offset in zip(holders, fleet.node_offset, strict=True)]
+        data: list[NDArray[Any]] = [fleet.problem.draw(i, block, h) for i, h in enumerate(holders)]
+        # one array for all blocks: new memory costs as much as what is drawn into it
+        self._spare = np.concatenate(data, axis=1, out=self._spare)
+        return _Drawn(holders, np.concatenate(node, axis=1), self._spare)
+
+    def _put(self, name: str, values: NDArray[Any] | Tensor) -> None:
+        tensor = torch.as_tensor(values)
+        if hasattr(self, name):
+            getattr(self, name).copy_(tensor)
+        else:
+            setattr(self, name, tensor.to(self._fleet.device, copy=True))
+
+
+class Place:
+    """Where tokens lie between rounds: in their rows, or at the nodes that held them last."""
+
+    def __init__(self, nodes: Tensor | None) -> None:
+        self.nodes = nodes
+        """(all nodes, P) where storage = "nodes"."""
+        self.address: Tensor | None = None
+        """(rows,): where each token was stored last."""
+
+    def stored(self, x: Tensor, fleet: Fleet) -> Tensor:
+        """(rows, P): the tokens, wherever they are stored."""
+        return x if self.nodes is None else self.nodes[self.address]
+
+
+class FleetRound:
+    """The round that an algorithm sees: see `algorithms.base.Round`.
+
+    t: the round, for its matrix. i: its place in the block of choices; a tensor in a CUDA graph,
+    which reads it when it runs.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        t: int,
+        i: int | Tensor,
+        place: Place,
+        tape: native.Tape | None = None,
+        watch: native.Watch | None = None,
+    ) -> None:
+        self.fleet, self.t, self.i, self.place = fleet, t, i, place
+        self._tape, self._watch = tape, watch
 
     def fetch(self, x: Tensor) -> Tensor:
-        if self.nodes is None:
+        place = self.place
+        if place.nodes is None:
             return x
-        with self.fleet._phase("mix"):
-            return self.nodes[self._address(self.node if self.previous is None else self.previous)]
+        with self.fleet.phase("mix"):
+            return place.nodes[self._address if place.address is None else place.address]
 
     def gradient(self, x: Tensor) -> Tensor:
         fleet = self.fleet
-        with fleet._phase("gradient"):
-            data = self.data[fleet.member_row] if fleet.shares else self.data
-            return fleet.problem.gradient(x, self.node, data)
+        if not fleet.compiled:
+            with fleet.phase("gradient"):
+                return fleet.problem.gradient(x, self.node, self.data)
+        with self._own():
+            # a call keeps tensors of its own: what is lent is free when the algorithm drops it
+            grad = fleet.buffers.take()
+            node, data = fleet.choices.node[self.i], fleet.choices.data[self.i]
+            self._make(fleet.problem.call(x.detach(), grad.detach(), node, data))
+            return grad
 
     def sgd_mix(self, x: Tensor, grad: Tensor, momentum: Tensor | None) -> Tensor:
-        fleet, spec = self.fleet, self.fleet.spec
-        with fleet._phase("mix"):
-            return tk.sgd_mix(
-                x,
-                grad,
-                fleet.mixing(self.t),
-                lr=self.lr,
-                momentum=momentum,
-                beta=spec.momentum,
-                nesterov=spec.nesterov,
-                weight_decay=spec.weight_decay,
-                target=None if self.nodes is None else self._address(self.node),
-                out=self.nodes,
-            )
+        fleet, spec, nodes = self.fleet, self.fleet.spec, self.place.nodes
+        step: dict[str, Any] = {
+            "momentum": momentum,
+            "beta": spec.momentum,
+            "nesterov": spec.nesterov,
+            "weight_decay": spec.weight_decay,
+        }
+        if not fleet.compiled or nodes is not None:
+            with fleet.phase("mix"):
+                mixing = fleet.mixing(self.t)
+                target = None if nodes is None else self._address
+                self.place.address = target
+                lr = self._now(fleet.choices.lr)
+                return tk.sgd_mix(x, grad, mixing, lr=lr, target=target, out=nodes, **step)
+        with self._own():
+            out, lr, mixing = fleet.buffers.take(), fleet.choices.lr[self.i], fleet.mixing(self.t)
+            if momentum is not None:
+                step["momentum"] = momentum.detach()
+            rows = x.detach(), mixing, out.detach()
+            arguments = cpu.prepare(*rows, grad=grad.detach(), lr=lr, **step)
+            self._make(native.Call(cpu.function(), arguments, "mix", ()))
+            return out
 
-    def stored(self, x: Tensor) -> Tensor:
-        """(rows, P): the tokens, wherever they are stored."""
-        return x if self.nodes is None else self.nodes[self._address(self.node)]
+    @functools.cached_property
+    def node(self) -> Tensor:
+        """(rows,): who holds each token, counted through all worlds."""
+        return self._now(self.fleet.choices.node)[self.fleet.member_row]
 
-    def _address(self, node: Tensor) -> Tensor:
+    @functools.cached_property
+    def data(self) -> Tensor:
+        """(rows, ...): each row's random choices."""
+        data = self._now(self.fleet.choices.data)
+        return data[self.fleet.member_row] if self.fleet.shares else data
+
+    @functools.cached_property
+    def _address(self) -> Tensor:
         """Rows of the nodes tensor: every run has its own n."""
-        return node - self.fleet.node_shift + self.fleet.storage_offset
+        return self.node - self.fleet.node_shift + self.fleet.storage_offset
+
+    def _now(self, block: Tensor) -> Tensor:
+        if isinstance(self.i, Tensor):
+            return block.index_select(0, self.i).squeeze(0)
+        return block[self.i]
+
+    def _make(self, call: native.Call) -> None:
+        with self.fleet.phase(call.phase):
+            call()
+        if self._tape is not None:
+            self._tape.record(call)
+
+    @contextmanager
+    def _own(self) -> Iterator[None]:
+        """What torch does in here is not the algorithm's."""
+        if self._watch is None:
+            yield
+        else:
+            with self._watch.pause():
+                yield
 
 
 class _Recorder:
-    """Curves of all runs of a fleet."""
+    """Metrics and costs of all runs of a fleet along its rounds."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
-        runs = len(fleet.specs)
-        self.curves: list[dict[str, list[float]]] = [{} for _ in range(runs)]
-        self.diverged_at: list[int | None] = [None] * runs
-        self.limit: list[float] = [math.inf] * runs
-        self.sent = [[0] for _ in range(runs)]  # messages up to the end of each round
+        specs = fleet.specs
+        problem = fleet.spec.build_problem()
+        objective, self.headline = problem.metrics[:2]
+        self.curves = Curves(len(specs), objective)
+        self.rows = torch.bincount(fleet.run, minlength=len(specs))
+        self.active = np.array([spec.n_active for spec in specs])
+        self.nodes = np.array([spec.nodes for spec in specs])
+        # runs with the same choices and topology send the same messages
+        keys = list(zip(fleet.member_of_run, fleet.topologies, strict=True))
+        self.senders = list(dict.fromkeys(keys))
+        place = {key: i for i, key in enumerate(self.senders)}
+        self.sender = np.array([place[key] for key in keys])
+        self.sent = np.zeros((1, len(self.senders)), dtype=np.int64)
+        """(1 + BLOCK, senders): messages up to the end of each round of the block."""
+        self.start = 0
 
     def count(
         self, start: int, holders: list[NDArray[np.int64]], before: list[NDArray[np.int64]]
     ) -> None:
         """Add the messages of a block of rounds."""
-        fleet = self.fleet
-        for sent, m, topology in zip(self.sent, fleet.member_of_run, fleet.topologies, strict=True):
-            counts = messages(topology, holders[m], before[m], start)
-            sent.extend((sent[-1] + counts.cumsum()).tolist())
+        counts = [messages(topology, holders[m], before[m], start) for m, topology in self.senders]
+        sums = np.cumsum(counts, axis=1).T
+        self.sent = self.sent[-1] + np.concatenate([np.zeros_like(sums[:1]), sums])
+        self.start = start
 
     def evaluate(self, t: int, x: Tensor, on_tick: Callable[[Tick], None]) -> None:
-        """Take all metrics after t rounds; a diverged run keeps the curve it had before."""
-        fleet = self.fleet
-        problem = fleet.spec.build_problem()
-        with fleet._phase("metric"):
+        """Take all metrics after t rounds."""
+        fleet, problem = self.fleet, self.fleet.spec.build_problem()
+        with fleet.phase("metric"):
             mean, distance = tk.consensus(x, fleet.run)
-            rows = torch.bincount(fleet.run, minlength=len(fleet.specs))
-            values = fleet.problem.evaluate(x, mean, fleet.run, fleet.world)
-            values["consensus"] = distance / rows
-            table = {name: value.double().tolist() for name, value in values.items()}
-        objective, headline = problem.metrics[:2]
-        alive = []
-        for r, (spec, curve) in enumerate(zip(fleet.specs, self.curves, strict=True)):
-            if self.diverged_at[r] is not None:
-                continue
-            point = {name: column[r] for name, column in table.items()}
-            if t == 0:
-                self.limit[r] = DIVERGED * max(1.0, point[objective])
-            if not all(map(math.isfinite, point.values())) or point[objective] > self.limit[r]:
-                self.diverged_at[r] = t
-                continue
-            alive.append(point[headline])
-            gradients = t * spec.n_active
-            size = self.sent[r][t] * problem.n_params * x.element_size()
-            axes = (t, problem.epochs(spec.nodes, gradients), gradients, size, size / spec.nodes)
-            for name, value in (*zip(AXES, axes, strict=True), *point.items()):
-                curve.setdefault(name, []).append(value)
-        if alive:
-            on_tick(Tick(0, t, headline, sum(alive) / len(alive)))
+            found = fleet.problem.evaluate(x, mean, fleet.run, fleet.world)
+            found["consensus"] = distance / self.rows
+            values = {name: value.double().cpu().numpy() for name, value in found.items()}
+        gradients = t * self.active
+        size = self.sent[t - self.start][self.sender] * problem.n_params * x.element_size()
+        epochs = [problem.epochs(n, g) for n, g in zip(self.nodes, gradients, strict=True)]
+        axes = (np.full_like(gradients, t), epochs, gradients, size, size / self.nodes)
+        points = {name: np.asarray(v, dtype=float) for name, v in zip(AXES, axes, strict=True)}
+        self.curves.add(t, points | values)
+        alive = self.curves.alive
+        if alive.any():
+            on_tick(Tick(0, t, self.headline, float(values[self.headline][alive].mean())))
 
     @property
     def all_diverged(self) -> bool:
-        return all(t is not None for t in self.diverged_at)
+        return not self.curves.alive.any()
 
     def outcomes(self) -> list[Outcome]:
-        fleet = self.fleet
-        return [
-            Outcome(
-                curve,
-                diverged,
-                {k: v * spec.n_active / fleet.n_rows for k, v in fleet.phases.items()},
-            )
-            for spec, curve, diverged in zip(
-                fleet.specs, self.curves, self.diverged_at, strict=True
-            )
-        ]
+        share = self.active / self.active.sum()
+        phases = self.fleet.phases.items()
+        return self.curves.outcomes([{k: v * s for k, v in phases} for s in share.tolist()])

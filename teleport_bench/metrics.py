@@ -26,6 +26,11 @@ METRICS = {
 """train_loss: mean cross-entropy of the mean model on the whole training set. consensus: mean over
 the rows of the squared distance to their mean."""
 
+ROUND_TIME = "round_time"
+METRICS[ROUND_TIME] = Metric("microseconds a round", "lower", "{:.1f}", log=True)
+"""Of a record, not of a curve: time in data, gradient and mix over the rounds, the run's share of
+its fleet by rows. It is a measurement, and differs from machine to machine."""
+
 AXES = {
     "rounds": "rounds",
     "epochs": "epochs (gradients over the data)",

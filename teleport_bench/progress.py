@@ -39,6 +39,11 @@ class Meter:
             bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed} < {remaining}{postfix}",
         )
 
+    def note(self, text: str) -> None:
+        """A line beside the bar."""
+        if self._bar is not None and self._show:
+            self._bar.write(text, file=sys.stderr)
+
     def fleet(self, specs: Sequence[RunSpec]) -> None:
         """These runs advance together from now on."""
         self._rounds, self._metric = specs[0].rounds, ""

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, Valid
 
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.locator import Loc, Locator
-from teleport_bench.metrics import AXES, METRICS
+from teleport_bench.metrics import AXES, METRICS, ROUND_TIME
 from teleport_bench.registry import StrictModel
 from teleport_bench.spec import RunSpec, build_algorithm, canonical
 
@@ -100,7 +100,8 @@ class SuiteSpec(StrictModel):
     run: settings of all runs (keys of RunSpec). grid: lists of values; every combination is run.
     method: the methods compared, each with settings and a grid of its own, which win over [run] and
     [grid]. set: settings that win over all of these, as `--set` gives them. tune: how step sizes
-    are chosen. table, figure: what the report shows.
+    are chosen. table, figure: what the report shows. alone: no run shares its fleet with another,
+    so that its times are its own.
     """
 
     title: str
@@ -110,6 +111,7 @@ class SuiteSpec(StrictModel):
     method: list[dict[str, Any]] = Field(min_length=1)
     set: dict[str, Any] = {}
     tune: Tune | None = None
+    alone: bool = False
     table: list[TableSpec] = []
     figure: list[FigureSpec] = []
 
@@ -260,6 +262,7 @@ class Suite:
         tune = self.spec.tune
         if tune:
             self._check_metrics([tune.metric], where, ("tune", "metric"))
+            self._check_evaluated(tune.metric, "no step size is chosen by it", where, "tune")
         for i, table in enumerate(self.spec.table):
             self._check_metrics(table.values, where, ("table", i, "values"))
             self._check_name("table", i, [t.name for t in self.spec.table[:i]], where)
@@ -267,14 +270,22 @@ class Suite:
                 self._check_average(f"table '{table.name}'", [table.pivot], where, ("table", i))
         for i, figure in enumerate(self.spec.figure):
             self._check_metrics([figure.y], where, ("figure", i, "y"))
+            if figure.x in AXES:
+                why = f"there is no curve of it: take x = {', '.join(get_args(SpecKey))}"
+                self._check_evaluated(figure.y, why, where, "figure", i, "y")
             self._check_name("figure", i, [f.name for f in self.spec.figure[:i]], where)
             keys = [figure.columns, figure.x if figure.x in get_args(SpecKey) else None]
             by = [key for key in keys if key]
             self._check_average(f"figure '{figure.name}'", by, where, ("figure", i))
 
+    def _check_evaluated(self, name: str, why: str, where: Locator, *place: str | int) -> None:
+        if name == ROUND_TIME:
+            message = f"'{name}' is measured and not evaluated along a run; {why}"
+            raise UserError(where.at(place, message))
+
     def _check_metrics(self, names: Sequence[str], where: Locator, place: Loc) -> None:
         for run in self._reported:
-            known = (*run.spec.build_problem().metrics, "consensus")
+            known = (*run.spec.build_problem().metrics, "consensus", ROUND_TIME)
             missing = [name for name in names if name not in known]
             if missing:
                 message = (

@@ -15,7 +15,7 @@ import torch
 
 from teleport_bench import RunSpec, registry
 from teleport_bench.algorithms.teleportation import Teleportation
-from teleport_bench.problems.quadratic import FleetQuadratic
+from teleport_bench.fleet import FleetRound
 from teleport_bench.record import Record, Store
 from teleport_bench.suite import Suite, built_in
 
@@ -987,7 +987,7 @@ def boom(*_, **__):
 
 @pytest.mark.parametrize(
     ("target", "attribute", "failing"),
-    [(Teleportation, "step", 8), (FleetQuadratic, "gradient", 12)],
+    [(Teleportation, "step", 8), (FleetRound, "gradient", 12)],
 )
 def test_a_run_that_raises_ends_as_failed_and_is_tried_again(
     tiny, run, out, monkeypatch, target, attribute, failing

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from teleport_bench import RunSpec, fleet, topology
+from teleport_bench import RunSpec, fleet, native, topology
 from teleport_bench.activation import BLOCK, draw_holders
-from teleport_bench.fleet import Fleet, Outcome, group
+from teleport_bench.curves import Outcome
+from teleport_bench.fleet import Fleet, FleetRound, group
 from teleport_bench.problems.base import Member
-from teleport_bench.problems.classification import FleetClassification
-from teleport_bench.problems.quadratic import FleetQuadratic, Quadratic, World
+from teleport_bench.problems.quadratic import Quadratic, World
 from teleport_bench.registry import TOPOLOGIES
 from teleport_bench.topologies.schedule import Topology, static
 from teleport_kernels import Mixing
@@ -36,8 +36,26 @@ def spec(**settings: Any) -> RunSpec:
     return RunSpec.model_validate(defaults | {"eval_every": 10} | settings)
 
 
+@pytest.fixture(params=["torch", "compiled"], autouse=True)
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test here holds for both: in torch, and in C++ with rounds replayed from a tape."""
+    name: str = request.param
+    if name == "compiled":
+        if not native.available():
+            pytest.skip("no C++ compiler on this machine")
+        monkeypatch.setitem(MODE, "compiled", True)
+    return name
+
+
+MODE: dict[str, Any] = {"compiled": False, "replay": True}
+
+
+def fleet_of(specs: Sequence[RunSpec]) -> Fleet:
+    return Fleet(specs, **MODE)
+
+
 def advance(*specs: RunSpec) -> list[Outcome]:
-    return Fleet(specs).advance()
+    return fleet_of(specs).advance()
 
 
 def curves(one: RunSpec) -> dict[str, list[float]]:
@@ -48,15 +66,15 @@ def curves(one: RunSpec) -> dict[str, list[float]]:
 def gradients(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """(x, node, data, gradient) of every gradient that a fleet takes, in order."""
     seen: list[tuple[Any, ...]] = []
-    for kind in (FleetQuadratic, FleetClassification):
-        original: Callable[..., torch.Tensor] = kind.gradient
+    original = FleetRound.gradient
 
-        def spy(self: Any, x: Any, node: Any, data: Any, original: Any = original) -> Any:
-            g = original(self, x, node, data)
-            seen.append((x.clone(), node.clone(), data.clone(), g.clone()))
-            return g
+    def spy(self: FleetRound, x: torch.Tensor) -> torch.Tensor:
+        g = original(self, x)
+        seen.append((x.clone(), self.node.clone(), self.data.clone(), g.clone()))
+        return g
 
-        monkeypatch.setattr(kind, "gradient", spy)
+    monkeypatch.setattr(FleetRound, "gradient", spy)
+    monkeypatch.setitem(MODE, "replay", False)  # a tape replays what nobody sees
     return seen
 
 
@@ -200,12 +218,12 @@ def test_a_run_draws_the_same_alone_and_in_any_fleet(
     problem: Any, order: list[int], gradients: list[Any]
 ) -> None:
     specs = [spec(algorithm="teleportation", problem=problem, **COMPANIONS[i]) for i in order]
-    together = Fleet(specs)
+    together = fleet_of(specs)
     outcomes = together.advance()
     in_fleet = gradients.copy()
     for i, one in enumerate(specs):
         gradients.clear()
-        alone = Fleet([one])
+        alone = fleet_of([one])
         curve = alone.advance()[0].curves
         mine = together.run == i
         shift = together.node_shift[mine][0]
@@ -235,7 +253,7 @@ def test_methods_of_one_seed_share_the_start_and_the_shards() -> None:
 
 def test_step_sizes_of_one_seed_see_the_same_noise(gradients: list[Any]) -> None:
     small, large = spec(lr=0.01), spec(lr=0.1)
-    both = Fleet([small, large])
+    both = fleet_of([small, large])
     both.advance()
     assert both.members == [Member(0, 6, 6)]
     for _, node, data, _ in gradients:

@@ -74,7 +74,7 @@ def test_more_nodes_than_samples_is_an_error_that_names_both_numbers(labels, cho
     with pytest.raises(UserError, match=rf"\b{len(labels)}\b.*\b{n_nodes}\b"):
         deal(choice, labels, n_nodes, seed)
     with pytest.raises(UserError, match=rf"\b{len(labels)}\b.*\b{n_nodes}\b"):
-        check_split(len(labels), n_nodes)
+        check_split(choice, len(labels), n_nodes)
 
 
 @pytest.mark.parametrize("choice", [{"name": "iid"}, dirichlet(0.1), dirichlet(1e6)])
@@ -229,3 +229,35 @@ def test_no_node_is_always_left_with_the_remainder():
     decided = wins + losses
     assert decided > 300
     assert abs(wins - losses) <= math.sqrt(2 * decided * math.log(2 / ERROR))
+
+
+def test_overlapping_shards_serve_more_nodes_than_there_are_samples() -> None:
+    labels = np.repeat(np.arange(5), [30, 10, 0, 20, 40])
+    choice = PARTITIONS.resolve({"name": "overlapping", "samples": 8})
+    shards = deal(choice, labels, 1000, 0)
+    assert shards.shape == (1000, 8)
+    assert shards.dtype == np.int32
+    assert set(shards.ravel()) == set(range(100))
+    shares = label_histogram(labels, shards, 5).sum(0) / 8000
+    # five standard deviations of a share of 8,000 draws
+    np.testing.assert_allclose(shares, [0.3, 0.1, 0.0, 0.2, 0.4], atol=5 * (0.25 / 8000) ** 0.5)
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 0.1, 10.0])
+def test_overlapping_shards_follow_their_own_class_shares(alpha: float) -> None:
+    labels = np.repeat(np.arange(4), 50)
+    choice = PARTITIONS.resolve({"name": "overlapping", "samples": 400, "alpha": alpha})
+    shards = deal(choice, labels, 500, 1)
+    share = label_histogram(labels, shards, 4) / 400
+    # Dirichlet(alpha, ..): mean 1/4, and a second moment that the draws of labels add to
+    second = (alpha + 1) / (4 * (4 * alpha + 1))
+    expected = second + (0.25 - second) / 400
+    spread = (share**2).mean(1).std() / 500**0.5
+    assert (share**2).mean() == pytest.approx(expected, abs=5 * spread + 1e-9)
+    assert (deal(choice, labels, 500, 1) == shards).all()
+
+
+def test_too_many_nodes_are_pointed_to_overlapping_shards() -> None:
+    with pytest.raises(UserError, match="overlapping"):
+        check_split({"name": "iid"}, 10, 11)
+    assert check_split({"name": "overlapping", "samples": 4}, 10, 11) == 4

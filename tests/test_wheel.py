@@ -33,7 +33,9 @@ def test_the_wheel_holds_both_packages_and_the_suites_and_nothing_else(wheel: Pa
     suites = {p.relative_to(ROOT / "suites").as_posix() for p in (ROOT / "suites").rglob("*.toml")}
     shipped = {name.removeprefix("teleport_bench/suites/") for name in names if "/suites/" in name}
     assert shipped == suites
-    assert {"teleport_bench/report/page.html.j2", "teleport_kernels/cpu_mix.cpp"} <= set(names)
+    sources = {"teleport_kernels/cpu_mix.cpp", "teleport_kernels/parallel.hpp"}
+    sources |= {f"teleport_bench/native/{n}" for n in ("rounds.cpp", "network.hpp", "vector.hpp")}
+    assert {"teleport_bench/report/page.html.j2", *sources} <= set(names)
 
 
 def test_the_installed_wheel_runs_a_built_in_suite(wheel: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""How the training samples are dealt out: equal, disjoint shards, one a node.
+"""How the training samples are dealt out: equal shards, one a node, disjoint but for "overlapping".
 
 A partition is a registered function of (labels, n_nodes, shard_size, rng) that returns the sample
-ids of every shard, (n_nodes, shard_size).
+ids of every shard, (n_nodes, shard_size). One with an option `samples` says the shard size itself,
+and may give a sample to several nodes.
 """
 
 from __future__ import annotations
@@ -10,34 +11,36 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from teleport_bench.data.dataset import Labels
 from teleport_bench.errors import UserError
 from teleport_bench.registry import PARTITIONS, Choice
 from teleport_bench.seeds import generator
 
-Shards = NDArray[np.int64]
+Shards = NDArray[np.integer]
 
 
 def deal(choice: Choice, labels: Labels, n_nodes: int, seed: int) -> Shards:
-    """(n_nodes, shard_size) sample ids, each used at most once; shard_size = N // n_nodes.
+    """(n_nodes, shard_size) sample ids.
 
     Depends on the seed, the partition, the number of nodes and the labels, on nothing else.
     Raises UserError where the nodes outnumber the samples.
     """
-    shard_size = check_split(len(labels), n_nodes)
+    shard_size = check_split(choice, len(labels), n_nodes)
     rng = generator(seed, "partition", nodes=n_nodes)
     shards: Shards = PARTITIONS.build(choice, labels, n_nodes, shard_size, rng)
     return shards
 
 
-def check_split(n_samples: int, n_nodes: int) -> int:
-    """The shard size, at least 1, or a UserError."""
+def check_split(choice: Choice, n_samples: int, n_nodes: int) -> int:
+    """The shard size, at least 1, or a UserError: `samples`, or N // n_nodes."""
+    if "samples" in choice:
+        return int(choice["samples"])
     if n_nodes > n_samples:
         raise UserError(
-            f"{n_samples} training samples cannot be dealt out to {n_nodes} nodes: "
-            f"take at most {n_samples} nodes, or a larger data set"
+            f"{n_samples} training samples cannot be dealt out to {n_nodes} nodes: take at most "
+            f'{n_samples} nodes, a larger data set, or partition = {{ name = "overlapping" }}'
         )
     return n_samples // n_nodes
 
@@ -92,8 +95,48 @@ def dirichlet(
     return shards
 
 
+SAMPLES_AT_ONCE = 2**22
+
+
+@PARTITIONS.register("overlapping")
+def overlapping(
+    labels: Labels,
+    n_nodes: int,
+    shard_size: int,
+    rng: np.random.Generator,
+    *,
+    samples: PositiveInt = 16,  # noqa: ARG001 - the shard size
+    alpha: Annotated[float, Field(gt=0)] | None = None,
+) -> NDArray[np.int32]:
+    """Each node draws `samples` images from all, with replacement: nodes may outnumber images.
+
+    Labels come from the node's own class shares q ~ Dirichlet(alpha, .., alpha), or without alpha
+    from those of the whole set, and images uniformly from their class. It stands for networks of
+    more devices than any data set has images; what it keeps is 4 n samples bytes.
+    """
+    order = np.argsort(labels, kind="stable").astype(np.int32)
+    sizes = np.bincount(labels)
+    first = np.cumsum(sizes) - sizes
+    shards = np.empty((n_nodes, shard_size), dtype=np.int32)
+    step = max(1, SAMPLES_AT_ONCE // max(shard_size, len(sizes)))
+    for start in range(0, n_nodes, step):
+        part = shards[start : start + step]
+        if alpha is None:
+            part[:] = rng.integers(len(labels), size=part.shape)
+            continue
+        log_q, unit = _log_dirichlet(rng, alpha, (len(part), len(sizes)))
+        log_q[:, sizes == 0] = -np.inf
+        with np.errstate(over="ignore"):  # to -inf, a share of zero
+            shares = np.exp((log_q - log_q.max(1, keepdims=True)) / unit)
+        counts = rng.multinomial(shard_size, shares / shares.sum(1, keepdims=True))
+        classes = np.repeat(np.tile(np.arange(len(sizes)), len(part)), counts.ravel())
+        place = (rng.random(len(classes)) * sizes[classes]).astype(np.int64)
+        part[:] = order[first[classes] + place].reshape(part.shape)
+    return shards
+
+
 def _log_dirichlet(
-    rng: np.random.Generator, alpha: float, n: int
+    rng: np.random.Generator, alpha: float, n: int | tuple[int, int]
 ) -> tuple[NDArray[np.float64], float]:
     """An unnormalised Dirichlet draw q as (unit * log q, unit), finite for any alpha.
 

@@ -33,6 +33,14 @@ class Layer:
         """x: (rows, batch, ...); each parameter (rows, *shape)."""
         raise NotImplementedError
 
+    def output(self, shape: Shape) -> Shape:
+        """Shape of one sample after the layer, (channels, height, width) as before it."""
+        return shape
+
+    def products(self, shape: Shape) -> int:
+        """Multiplications of one sample by weights."""
+        return 0
+
 
 def _uniform(
     rng: np.random.Generator, shapes: Sequence[Shape], fan_in: int
@@ -59,6 +67,12 @@ class Linear(Layer):
         weight, bias = params
         return torch.baddbmm(bias.unsqueeze(1), x, weight)
 
+    def output(self, shape: Shape) -> Shape:
+        return self.outputs, 1, 1
+
+    def products(self, shape: Shape) -> int:
+        return self.inputs * self.outputs
+
 
 @dataclass
 class Conv2d(Layer):
@@ -79,10 +93,19 @@ class Conv2d(Layer):
         weight, bias = params
         rows, batch = x.shape[:2]
         stacked = x.transpose(0, 1).reshape(batch, rows * self.channels, *x.shape[3:])
+        if x.device.type == "cpu":  # twice as fast there: suites/bench/test_convolutions.py
+            stacked = stacked.contiguous(memory_format=torch.channels_last)
         y = F.conv2d(
             stacked, weight.flatten(0, 1), bias.flatten(), padding=self.padding, groups=rows
         )
         return y.reshape(batch, rows, self.filters, *y.shape[2:]).transpose(0, 1)
+
+    def output(self, shape: Shape) -> Shape:
+        grow = 2 * self.padding + 1 - self.kernel
+        return self.filters, shape[1] + grow, shape[2] + grow
+
+    def products(self, shape: Shape) -> int:
+        return math.prod(self.output(shape)) * self.channels * self.kernel**2
 
 
 @dataclass
@@ -121,12 +144,18 @@ class MaxPool2d(Layer):
         y = F.max_pool2d(x.flatten(0, 1), self.size)
         return y.view(*x.shape[:2], *y.shape[1:])
 
+    def output(self, shape: Shape) -> Shape:
+        return shape[0], shape[1] // self.size, shape[2] // self.size
+
 
 class Flatten(Layer):
     """Everything but rows and batch into one vector."""
 
     def __call__(self, x: Tensor, *params: Tensor) -> Tensor:
         return x.flatten(2)
+
+    def output(self, shape: Shape) -> Shape:
+        return math.prod(shape), 1, 1
 
 
 @dataclass
@@ -148,6 +177,20 @@ class Network:
         """(P,) initial parameters, flat."""
         values = [v.ravel() for layer in self.layers for v in layer.init(rng)]
         return np.concatenate(values).astype(np.float32)
+
+    def traced(self, input_shape: Shape) -> Iterator[tuple[Layer, Shape]]:
+        """Every layer with the shape of a sample before it."""
+        shape = input_shape
+        for layer in self.layers:
+            yield layer, shape
+            shape = layer.output(shape)
+
+    def operations(self, input_shape: Shape) -> int:
+        """Floating-point operations of the gradient on one sample: two a product, each once
+        forward, once for the weights and, but for the first layer, once for the input."""
+        products = [layer.products(shape) for layer, shape in self.traced(input_shape)]
+        first = next((p for p in products if p), 0)
+        return 2 * (3 * sum(products) - first)
 
     def views(self, x: Tensor) -> list[Tensor]:
         """(rows, P) -> one (rows, *shape) view a parameter."""

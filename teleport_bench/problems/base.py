@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from teleport_bench.native.calls import Call, Rows
+
 
 class Member(NamedTuple):
     """What the random choices of a run may depend on. Runs of a fleet that agree in it share them:
@@ -39,6 +41,17 @@ class FleetProblem(ABC):
     def gradient(self, x: Tensor, node: Tensor, data: Tensor) -> Tensor:
         """(rows, P): row a's stochastic gradient of f_node[a] at x[a]. data: (rows, ...)."""
 
+    def compile(self, rows: Rows) -> bool:
+        """Get ready for `call` on these rows; False where the library does not have the problem."""
+        return False
+
+    def call(self, x: Tensor, grad: Tensor, node: Tensor, data: Tensor) -> Call:
+        """grad <- what `gradient` gives. node: (member rows,), data: (member rows, ...), as drawn.
+
+        After `compile` alone.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def evaluate(self, x: Tensor, mean: Tensor, run: Tensor, world: Tensor) -> dict[str, Tensor]:
         """(runs,) values by metric. x: (rows, P); run: (rows,), each row's run, ascending;
@@ -62,6 +75,10 @@ class Problem(ABC):
     @abstractmethod
     def check(self, n_nodes: int) -> None:
         """UserError where the problem cannot be posed for n nodes."""
+
+    @abstractmethod
+    def operations(self) -> int:
+        """Floating-point operations of one stochastic gradient."""
 
     @abstractmethod
     def fleet(self, members: Sequence[Member], device: torch.device) -> FleetProblem:

@@ -20,12 +20,17 @@ from teleport_bench.data.dataset import Split
 from teleport_bench.data.partition import Shards, check_split, deal, label_histogram
 from teleport_bench.errors import UserError
 from teleport_bench.models import Network
+from teleport_bench.native.calls import Call, Rows
+from teleport_bench.native.network import NativeNetwork
 from teleport_bench.problems.base import FleetProblem, Member, Problem, worlds_of
 from teleport_bench.registry import DATA, MODELS, PARTITIONS, PROBLEMS, Choice
 from teleport_bench.seeds import generator
 
 CHUNK = 2**24
 """Floats in the input of one evaluation pass: bounds its memory."""
+
+DESCRIBED = 1000
+"""Nodes whose label histogram is in the record, the first ones."""
 
 
 @PROBLEMS.register("classification")
@@ -73,13 +78,16 @@ class Classification(Problem):
 
     def check(self, n_nodes: int) -> None:
         _ = self.network  # a model that does not fit the images says so
-        shard_size = check_split(len(self.dataset.train), n_nodes)
+        shard_size = self._shard_size(n_nodes)
         if self.batches == "shuffle" and self.batch_size > shard_size:
             raise UserError(
                 f"batch_size {self.batch_size} is more than the {shard_size} samples of a shard "
                 f"({len(self.dataset.train)} samples, {n_nodes} nodes): take a smaller batch, "
-                'fewer nodes, or batches = "replacement"'
+                'larger shards, or batches = "replacement"'
             )
+
+    def _shard_size(self, n_nodes: int) -> int:
+        return check_split(self.partition, len(self.dataset.train), n_nodes)
 
     def shards(self, seed: int, n_nodes: int) -> Shards:
         """(n, shard_size) sample ids."""
@@ -87,7 +95,8 @@ class Classification(Problem):
 
     def describe(self, seed: int, n_nodes: int) -> dict[str, Any]:
         shards = self.shards(seed, n_nodes)
-        histogram = label_histogram(self.dataset.train.labels, shards, self.dataset.n_classes)
+        first = shards[:DESCRIBED]
+        histogram = label_histogram(self.dataset.train.labels, first, self.dataset.n_classes)
         return {
             "data": self.dataset.describe(),
             "parameters": self.n_params,
@@ -96,8 +105,11 @@ class Classification(Problem):
         }
 
     def epochs(self, n_nodes: int, gradients: int) -> float:
-        used = len(self.dataset.train) // n_nodes * n_nodes
+        used = self._shard_size(n_nodes) * n_nodes
         return gradients * self.batch_size / used
+
+    def operations(self) -> int:
+        return self.batch_size * self.network.operations(self.dataset.input_shape)
 
     def fleet(self, members: Sequence[Member], device: torch.device) -> FleetClassification:
         return FleetClassification(self, members, device)
@@ -119,6 +131,7 @@ class FleetClassification(FleetProblem):
         self.scale = torch.from_numpy(1 / (dataset.scale * std))[:, None, None].to(device)
         self.shift = torch.from_numpy(-mean / std)[:, None, None].to(device)
         shards = {world: problem.shards(*world) for world in worlds_of(members)}
+        self._native: NativeNetwork | None = None
         sampler = Replacement if problem.batches == "replacement" else Shuffle
         self.samplers = [
             sampler(shards[m.seed, m.nodes], m.seed, problem.batch_size) for m in members
@@ -145,6 +158,19 @@ class FleetClassification(FleetProblem):
             gradients = torch.autograd.grad(loss, leaves)
         return torch.cat([g.flatten(1) for g in gradients], dim=1)
 
+    def compile(self, rows: Rows) -> bool:
+        if not NativeNetwork.supports(self.network):
+            return False
+        shape, batch = self.problem.dataset.input_shape, self.problem.batch_size
+        self._native = NativeNetwork(self.network, shape, batch, self.scale, self.shift)
+        self._rows = rows
+        self._images = {name: self._native.images(*pair) for name, pair in self.sets.items()}
+        return True
+
+    def call(self, x: Tensor, grad: Tensor, node: Tensor, data: Tensor) -> Call:
+        assert self._native is not None
+        return self._native.gradient(self._rows, x, grad, data, self._images["train"])
+
     def evaluate(self, x: Tensor, mean: Tensor, run: Tensor, world: Tensor) -> dict[str, Tensor]:
         _, rows_accuracy = self._score(x, "test")
         n_runs = mean.shape[0]
@@ -162,6 +188,8 @@ class FleetClassification(FleetProblem):
 
     def _score(self, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy and accuracy of each row on a whole set: (rows,) float64 each."""
+        if self._native is not None:
+            return self._native.score(x, self._images[name], len(self.sets[name][1]))
         images, labels = self.sets[name]
         loss = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
         right = torch.zeros_like(loss)
@@ -190,7 +218,7 @@ class Replacement:
     def __init__(self, shards: Shards, seed: int, batch_size: int) -> None:
         self.shards, self.seed, self.batch_size = shards, seed, batch_size
 
-    def block(self, block: int, holders: NDArray[np.int64]) -> NDArray[np.int64]:
+    def block(self, block: int, holders: NDArray[np.int64]) -> NDArray[np.integer]:
         """(BLOCK, k) holders -> (BLOCK, k, batch) sample ids."""
         n, shard_size = self.shards.shape
         k = holders.shape[1]

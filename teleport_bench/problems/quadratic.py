@@ -16,6 +16,8 @@ from torch import Tensor
 
 from teleport_bench.activation import BLOCK
 from teleport_bench.errors import UserError
+from teleport_bench.native.calls import Call, Rows
+from teleport_bench.native.quadratic import NativeQuadratic
 from teleport_bench.problems.base import FleetProblem, Member, Problem, worlds_of
 from teleport_bench.registry import PROBLEMS
 from teleport_bench.seeds import generator
@@ -84,6 +86,9 @@ class Quadratic(Problem):
     def epochs(self, n_nodes: int, gradients: int) -> float:
         return gradients / n_nodes
 
+    def operations(self) -> int:
+        return self.dim * (3 if self.family == "curvature" else 2 * self.dim + 2)
+
     def fleet(self, members: Sequence[Member], device: torch.device) -> FleetQuadratic:
         return FleetQuadratic(self, members, device)
 
@@ -139,6 +144,13 @@ class FleetQuadratic(FleetProblem):
     def gradient(self, x: Tensor, node: Tensor, data: Tensor) -> Tensor:
         exact: Tensor = _times(self.hessian[node], x) - self.linear[node]
         return exact + data
+
+    def compile(self, rows: Rows) -> bool:
+        self._rows, self._native = rows, NativeQuadratic(self.hessian, self.linear)
+        return True
+
+    def call(self, x: Tensor, grad: Tensor, node: Tensor, data: Tensor) -> Call:
+        return self._native.gradient(self._rows, x, grad, node, data)
 
     def evaluate(self, x: Tensor, mean: Tensor, run: Tensor, world: Tensor) -> dict[str, Tensor]:
         away = mean.double() - self.optimum[world]

@@ -22,6 +22,8 @@ class Made(StrictModel):
     """Wall time of the run's fleet."""
     fleet: dict[str, int]
     """Runs and rows that advanced together."""
+    engine: Literal["compiled", "graph", "torch"] | None = None
+    """What advanced the rounds: "compiled" (C++), "graph" (CUDA graphs) or "torch"."""
     phases: dict[str, float]
     """Seconds in data, gradient, mix and metric: the run's share of its fleet, by rows."""
     environment: dict[str, Any]

@@ -1,0 +1,146 @@
+"""Rounds on tape: the calls that an algorithm's steps make, recorded once and replayed.
+
+A replay runs whole blocks of rounds without Python in between. It is right only if the recorded
+calls are all that happens in a round: `Watch` sees any operation of torch in between, and a tape on
+which there was one is not replayed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from teleport_bench import trace
+from teleport_bench.native.calls import PHASES, POINTER, WORD, Call, structure
+from teleport_bench.native.library import library
+
+_CallStruct = structure("Call", run=POINTER, arguments=POINTER, phase=WORD)
+
+
+class Buffers:
+    """(rows, P) tensors that are used again once nobody holds what `take` gave."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        self.shape = rows, width
+        self._all: dict[int, Tensor] = {}
+        self._users: dict[int, weakref.ref[Tensor]] = {}
+
+    def take(self) -> Tensor:
+        """A buffer that is free; its content is arbitrary."""
+        for address, user in self._users.items():
+            if user() is None:
+                return self._lend(address)
+        buffer = torch.empty(self.shape)
+        self._all[buffer.data_ptr()] = buffer
+        return self._lend(buffer.data_ptr())
+
+    def again(self, address: int) -> Tensor:
+        """The buffer at an address, for its content, which is taken as sound."""
+        return self._lend(address)
+
+    def has(self, tensor: Tensor) -> bool:
+        """Whether the tensor is one of these buffers."""
+        return tensor.data_ptr() in self._all
+
+    def _lend(self, address: int) -> Tensor:
+        lent = self._all[address].detach()
+        self._users[address] = weakref.ref(lent)
+        return lent
+
+
+class Watch(TorchFunctionMode):
+    """Notices whatever torch is asked for, but for what is within `pause`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = False
+        self._paused = False
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        self.seen |= not self._paused
+        return func(*args, **(kwargs or {}))
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Operations of torch in here are no part of the round."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+
+class Tape:
+    """The calls of the rounds of one block, and the state between them."""
+
+    def __init__(self, state: Mapping[str, Tensor], buffers: Buffers) -> None:
+        self._buffers = buffers
+        self._states = [self._addresses(state)]
+        self._calls: list[Call] = []
+        self._ends = [0]
+        self._table: Any = None
+
+    @property
+    def rounds(self) -> int:
+        """Rounds recorded so far."""
+        return len(self._ends) - 1
+
+    def record(self, call: Call) -> None:
+        self._calls.append(call)
+
+    def end_round(self, state: Mapping[str, Tensor]) -> None:
+        self._states.append(self._addresses(state))
+        self._ends.append(len(self._calls))
+
+    def replay(
+        self, state: dict[str, Tensor], first: int, last: int, phases: dict[str, float]
+    ) -> dict[str, Tensor]:
+        """Rounds first .. last - 1 of the block from a state to the one after them."""
+        if self._table is None:
+            entries = [
+                _CallStruct(
+                    ctypes.cast(call.function, ctypes.c_void_p).value,
+                    ctypes.addressof(call.arguments),
+                    PHASES.index(call.phase),
+                )
+                for call in self._calls
+            ]
+            self._table = (_CallStruct * len(entries))(*entries)
+        begins, ends = self._states[first], self._states[last]
+        moved = {name: t for name, t in state.items() if t.data_ptr() != begins[name]}
+        if moved:  # all read before any is written: a buffer may be another's place
+            content = {name: tensor.clone() for name, tensor in moved.items()}
+            for name, tensor in content.items():
+                self._buffers.again(begins[name]).copy_(tensor)
+        seconds = (ctypes.c_double * len(PHASES))()
+        start, stop = self._ends[first], self._ends[last]
+        loaded = library()
+        assert loaded is not None
+        tracing = trace.current()
+        spans = (ctypes.c_double * (stop - start))() if tracing else None
+        began = time.perf_counter()
+        if stop > start:
+            first_call = ctypes.byref(self._table[start])
+            loaded.teleport_replay(first_call, WORD(stop - start), seconds, spans)
+        if tracing and spans:
+            tracing.add_calls([call.phase for call in self._calls[start:stop]], began, list(spans))
+        for name, spent in zip(PHASES, seconds, strict=True):
+            phases[name] += spent
+        return {name: self._buffers.again(address) for name, address in ends.items()}
+
+    def _addresses(self, state: Mapping[str, Tensor]) -> dict[str, int]:
+        return {name: tensor.data_ptr() for name, tensor in state.items()}
