@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test lint report-check kernels gpu clean
+.PHONY: help bench test lint report-check kernels rounds gpu clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -24,6 +24,9 @@ report-check: $(VENV)/run.stamp ## rebuild the committed tables and figures and 
 
 kernels: $(VENV)/test.stamp ## time the mixing kernels beside plain copies: results/kernels/MACHINE
 	$(BIN)/teleport-bench kernels
+
+rounds: $(VENV)/test.stamp ## time whole rounds beside what one would write: results/rounds/MACHINE
+	$(BIN)/teleport-bench rounds
 
 gpu: ## where a CUDA device is, in nine minutes, with PYTHON's packages: tests, benchmarks (OUT=out/gpu)
 	$(PYTHON) suites/gpu.py $(or $(OUT),out/gpu)

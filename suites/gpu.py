@@ -32,18 +32,20 @@ def steps(out: Path) -> list[Step]:
     pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
     # the tests of the kernels need no package of the benchmark suite
     tests = [*pytest, "--confcutdir=tests/kernels", "-W", "default"]
-    bench = [*pytest, "suites/bench/test_kernels.py", "--device=cuda", "-W", "default"]
 
-    def kernels(name: str, seconds: int, which: str) -> Step:
+    def bench(name: str, seconds: int, file: str, *more: str) -> Step:
         # pytest-benchmark writes its file at the end: skip what is left in time for it
-        limits = ["-k", which, f"--seconds={seconds - 30}"]
-        return Step(name, seconds, [*bench, *limits, f"--benchmark-json={out / name}.json"])
+        limits = ["--device=cuda", "-W", "default", f"--seconds={seconds - 30}", *more]
+        json = f"--benchmark-json={out / name}.json"
+        return Step(name, seconds, [*pytest, f"suites/bench/{file}", *limits, json])
 
     return [
         Step("device", 90, [*tests, "-m", "gpu", "tests/kernels/test_gpu.py"]),
-        kernels("kernels", 180, "teleport_kernels"),
-        Step("properties", 110, [*tests, "tests/kernels/test_ops.py"], {"TEST_DEVICE": "cuda"}),
-        kernels("rivals", 150, "not teleport_kernels"),
+        bench("kernels", 150, "test_kernels.py", "-k", "teleport_kernels"),
+        Step("graphs", 40, [*pytest, "-W", "default", "-m", "gpu", "tests/test_graphs.py"]),
+        bench("rounds", 100, "test_rounds.py"),
+        Step("properties", 70, [*tests, "tests/kernels/test_ops.py"], {"TEST_DEVICE": "cuda"}),
+        bench("rivals", 80, "test_kernels.py", "-k", "not teleport_kernels"),
     ]
 
 

@@ -1,11 +1,12 @@
-"""The command line: `teleport-bench list | run | report | kernels | env`."""
+"""The command line: `teleport-bench list | run | report | kernels | rounds | env`."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from teleport_bench.errors import UserError
@@ -56,6 +57,18 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="override a value of the suite, as in --set rounds=50 or --set grid.nodes=[8,16]",
     )
+    run.add_argument(
+        "--compile",
+        default="auto",
+        choices=("auto", "on", "off"),
+        help="rounds in C++ or CUDA graphs; auto: where that saves more than compiling takes",
+    )
+    run.add_argument(
+        "--profile",
+        metavar="FILE",
+        type=Path,
+        help="write a trace of what is run now, for ui.perfetto.dev or chrome://tracing",
+    )
     run.add_argument("--rerun", action="store_true", help="run everything, finished or not")
     run.set_defaults(command=_run)
 
@@ -71,16 +84,25 @@ def _parser() -> argparse.ArgumentParser:
     kernels = commands.add_parser(
         "kernels", help="time the mixing kernels beside plain copies, and write tables and a figure"
     )
-    kernels.add_argument(
-        "--json",
-        metavar="FILE",
-        type=Path,
-        nargs="+",
-        help="measure nothing: draw what pytest-benchmark wrote",
+    rounds = commands.add_parser(
+        "rounds", help="time whole rounds beside what one would write instead, likewise"
     )
-    kernels.add_argument("--scale", default="full", choices=("full", "small"))
-    kernels.set_defaults(command=_kernels)
-    for command, where in ((run, "SUITE"), (report, "SUITE"), (kernels, "kernels/MACHINE")):
+    for command, name in ((kernels, "kernels"), (rounds, "rounds")):
+        command.add_argument(
+            "--json",
+            metavar="FILE",
+            type=Path,
+            nargs="+",
+            help="measure nothing: draw what pytest-benchmark wrote",
+        )
+        command.add_argument("--scale", default="full", choices=("full", "small"))
+        command.set_defaults(command=_benchmark, name=name)
+    for command, where in (
+        (run, "SUITE"),
+        (report, "SUITE"),
+        (kernels, "kernels/MACHINE"),
+        (rounds, "rounds/MACHINE"),
+    ):
         command.add_argument(
             "--out",
             metavar="DIR",
@@ -90,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         )
 
     env = commands.add_parser("env", help="what a record says of this machine and this code")
-    for command in (env, kernels):
+    for command in (env, kernels, rounds):
         command.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     env.set_defaults(command=_env)
     return parser
@@ -133,7 +155,8 @@ def _run(options: argparse.Namespace) -> int:
     folder = options.out / suite.name
     store, meter = Store(folder), Meter()
     try:
-        records = run_suite(suite, store, device, meter, options.rerun)
+        with _profiled(options.profile):
+            records = run_suite(suite, store, device, meter, options.rerun, options.compile)
     except KeyboardInterrupt:
         meter.close()
         print(f"\nfinished runs are kept in {store.runs}", file=sys.stderr)
@@ -141,6 +164,29 @@ def _run(options: argparse.Namespace) -> int:
     meter.close()
     print(f"{len(records)} runs, {meter.executed} of them now", file=sys.stderr)
     return _finish(folder, options.suite)
+
+
+@contextlib.contextmanager
+def _profiled(path: Path | None) -> Iterator[None]:
+    """Trace what runs in here, and write it whatever comes of it."""
+    from teleport_bench import trace
+
+    if path is None:
+        yield
+        return
+    try:  # before hours are spent
+        path.touch()
+    except OSError as error:
+        raise UserError(
+            f"cannot write the trace to {path}: {error.strerror or error}; name another file"
+        ) from error
+    with trace.taking() as taken:
+        try:
+            yield
+        finally:
+            taken.write(path)
+            more = f", the first {trace.MOST_EVENTS:,} spans" if taken.dropped else ""
+            print(f"trace: {path}{more}", file=sys.stderr)
 
 
 def _finish(folder: Path, name: str) -> int:
@@ -183,21 +229,25 @@ def _report(options: argparse.Namespace) -> int:
     return SOME_FAILED if wrong else OK
 
 
-def _kernels(options: argparse.Namespace) -> int:
+def _benchmark(options: argparse.Namespace) -> int:
+    """`kernels` and `rounds`: measure, or take what was measured, and draw it."""
+    import importlib
     import tempfile
 
     from teleport_bench.report.build import write
-    from teleport_bench.report.kernels import build, load, machine_name
 
+    report = importlib.import_module(f"teleport_bench.report.{options.name}")
     with tempfile.TemporaryDirectory() as folder:
         paths = options.json or [Path(folder) / "benchmark.json"]
-        code = OK if options.json else _measure(paths[0], options.device, options.scale)
+        code = OK
+        if not options.json:
+            code = _measure(report.SOURCE, paths[0], options.device, options.scale)
         if code != OK and not paths[0].exists():
             return SOME_FAILED
-        frame, machine = load(paths)
-        tables, files = build(frame, machine)
+        frame, machine = report.load(paths)
+        tables, files = report.build(frame, machine)
         files |= {path.name: path.read_bytes() for path in paths}
-    place = options.out / "kernels" / machine_name(machine)
+    place = options.out / options.name / report.machine_name(machine)
     write(place, files)
     for table in tables:
         print(f"\n{table.caption}\n{table.terminal()}")
@@ -207,15 +257,13 @@ def _kernels(options: argparse.Namespace) -> int:
     return SOME_FAILED if code else OK
 
 
-def _measure(path: Path, device: str, scale: str) -> int:
+def _measure(source: str, path: Path, device: str, scale: str) -> int:
     """Run the benchmarks in a process of their own."""
     import os
     import subprocess
     from importlib.util import find_spec
 
-    from teleport_bench.errors import UserError
-
-    file = Path(__file__).parents[1] / "suites" / "bench" / "test_kernels.py"
+    file = Path(__file__).parents[1] / "suites" / "bench" / source
     if not file.is_file():
         raise UserError(
             "the benchmarks are in the project's checkout, not in its package: run it from there, "
@@ -228,7 +276,10 @@ def _measure(path: Path, device: str, scale: str) -> int:
     # of its own: a test run that started this one has said nothing to it
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     command.append(f"--benchmark-json={path}")
-    return subprocess.run(command, env=environment, check=False).returncode
+    code = subprocess.run(command, env=environment, check=False).returncode
+    if code:
+        print(f"teleport-bench: the benchmarks ended with exit code {code}", file=sys.stderr)
+    return code
 
 
 def _env(options: argparse.Namespace) -> int:

@@ -132,7 +132,7 @@ def test_samples_of_two_machines_are_not_one_table(
     assert "one table is of one machine, got files of a, b" in done.err
 
 
-@pytest.mark.parametrize("name", ["ring", "exponential", "regular", "base", "complete"])
+@pytest.mark.parametrize("name", ["ring", "exponential", "regular", "base", "complete", "fleet"])
 @pytest.mark.parametrize("n", [8, 64])
 def test_the_graphs_of_the_benchmarks_are_doubly_stochastic(
     name: str, n: int, graph: Callable[[str, int], Any]

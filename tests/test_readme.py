@@ -51,9 +51,9 @@ def test_every_command_of_the_command_line_is_accepted(
         for line in block.splitlines()
         if line.startswith("teleport-bench")
     ]
-    assert len(commands) == 6
+    assert len(commands) == 9
     for _, *arguments in commands:
-        words = [word.replace("demo", "my-suite.toml") for word in arguments]
+        words = [re.sub("^(demo|scale/million)$", "my-suite.toml", word) for word in arguments]
         if words[0] == "report":
             words += ["--out", "out"]
         assert main(words) == 0, words

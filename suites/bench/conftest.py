@@ -15,6 +15,12 @@ def pytest_addoption(parser):
     group.addoption("--scale", default="full", choices=("full", "small"), help="small: a few KiB")
 
 
+def pytest_configure(config):
+    # what only shows that all works shares its cores with tests
+    if config.getoption("--scale") == "small":
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def device(request):
     name = request.config.getoption("--device")

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pandas as pd
 
+from teleport_bench.metrics import ROUND_TIME
 from teleport_bench.record import Record
 from teleport_bench.report.statistics import NO_STEP_SIZE
 from teleport_bench.suite import PlannedRun, Suite
@@ -66,6 +67,8 @@ def frame(suite: Suite, records: Mapping[str, Record]) -> Frame:
             curves.append(curve.assign(**cast("dict[str, Any]", row)))
             if record.status == "finished":
                 row |= {name: values[-1] for name, values in record.curves.items()}
+                spent = [record.made.phases.get(p, 0.0) for p in ("data", "gradient", "mix")]
+                row[ROUND_TIME] = 1e6 * sum(spent) / planned.spec.rounds
         finals.append(row)
     return Frame(
         suite,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator, StrMethodFormatter
 
-from teleport_bench.errors import UserError
+from teleport_bench.report import bench
+from teleport_bench.report.bench import machine_line, machine_name, marked
 from teleport_bench.report.figures import canvas, rendered
 from teleport_bench.report.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION
 from teleport_bench.report.tables import Cell, Table
@@ -19,41 +19,18 @@ from teleport_bench.report.tables import Cell, Table
 OURS = "teleport_kernels"
 OPS = ("gossip_mix", "teleport_mix", "sgd_mix", "consensus")
 COLOURS = dict(zip(OPS, (BLUE, GREEN, VERMILION, PURPLE), strict=True))
-MARKERS = {"ring": "o", "exponential": "s", "regular": "D", "base": "v", "complete": "*", "-": "P"}
-SPREAD = 0.5
-"""Rounds whose slowest takes this much longer than their fastest, both over the copy beside them,
-are marked: the machine was not quiet."""
+MARKERS = {"ring": "o", "exponential": "s", "regular": "D", "base": "v", "complete": "*"}
+MARKERS |= {"fleet": "h", "-": "P"}
+SOURCE = "test_kernels.py"
+
+__all__ = ["OPS", "SOURCE", "build", "load", "machine_name"]
 
 
 def load(paths: Sequence[Path]) -> tuple[pd.DataFrame, dict[str, Any]]:
     """One row a benchmark, and what pytest-benchmark says of the machine."""
-    rows: list[dict[str, Any]] = []
-    machines: list[dict[str, Any]] = []
-    for path in paths:
-        try:
-            content = json.loads(path.read_text())
-            rows += [entry["extra_info"] for entry in content["benchmarks"]]
-            machines.append(content["machine_info"])
-            names = {machine_name(machine) for machine in machines}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} is not what `pytest suites/bench/test_kernels.py --benchmark-json={path}` "
-                f"writes ({type(error).__name__}: {error})"
-            ) from None
-    if len(names) > 1:
-        raise UserError(f"one table is of one machine, got files of {', '.join(sorted(names))}")
-    frame = pd.DataFrame(rows)
-    if not {"times_copy", "who"} <= set(frame.columns) or frame["times_copy"].isna().any():
-        raise UserError(f"{path} holds benchmarks of other files than test_kernels.py")
+    frame, machine = bench.load(paths, SOURCE, {"times_copy", "who"})
     frame["shape"] = [f"{k:,} x {p:,}" for k, p in zip(frame["rows"], frame["params"], strict=True)]
-    return frame, machines[0]
-
-
-def machine_name(machine: Mapping[str, Any]) -> str:
-    """A name for a folder: the device that was measured."""
-    cpu = machine.get("cpu", {}).get("brand_raw", machine.get("machine", "machine"))
-    name = machine.get("gpu") or f"{cpu} {machine.get('threads', '')} threads"
-    return re.sub(r"[^a-z0-9]+", "-", str(name).lower()).strip("-")
+    return frame, machine
 
 
 def build(frame: pd.DataFrame, machine: Mapping[str, Any]) -> tuple[list[Table], dict[str, bytes]]:
@@ -62,10 +39,7 @@ def build(frame: pd.DataFrame, machine: Mapping[str, Any]) -> tuple[list[Table],
     tables = [_times_copy(ours, machine)] if len(ours) else []
     if len(ours) and len(theirs):
         tables.append(_rivals(frame))
-    files = {"benchmark.csv": frame.drop(columns="shape").to_csv(index=False).encode()}
-    for table in tables:
-        files[f"tables/{table.name}.md"] = table.markdown().encode()
-        files[f"tables/{table.name}.tex"] = table.latex().encode()
+    files = bench.files_of(frame.drop(columns="shape"), tables)
     single = frame[frame["dtype"] == "float32"]
     if len(single):
         for form, content in _roofline(single, machine).items():
@@ -80,7 +54,7 @@ def _times_copy(ours: pd.DataFrame, machine: Mapping[str, Any]) -> Table:
         by_shape = mine.set_index("shape")
         bound = mine["times_copy"] * mine["share"]
         cells: list[Cell] = [
-            _marked(by_shape.loc[shape]) if shape in by_shape.index else "" for shape in shapes
+            _times(by_shape.loc[shape]) if shape in by_shape.index else "" for shape in shapes
         ]
         rows.append([*_names(op, graph, dtype), f"{bound.iloc[0]:.2g}", *cells])
     rows.sort(key=lambda row: OPS.index(str(row[0])))
@@ -94,10 +68,10 @@ def _times_copy(ours: pd.DataFrame, machine: Mapping[str, Any]) -> Table:
         columns,
         rows,
         [
-            f"{_machine_line(machine)}. Copies, GB/s read and written: {bandwidth}.",
+            f"{machine_line(machine)}. Copies, GB/s read and written: {bandwidth}.",
             "bound: bytes that the op must move over those of the copy; median of the rounds, each "
             "over a copy timed just before it, memory to memory. sgd_mix with momentum.",
-            f"~ the rounds of this case differ by more than {SPREAD:.0%}.",
+            f"~ the rounds of this case differ by more than {bench.SPREAD:.0%}.",
         ],
     )
 
@@ -106,9 +80,8 @@ def _names(*names: object) -> list[str]:
     return ["" if name == "-" else str(name) for name in names]
 
 
-def _marked(row: pd.Series) -> str:
-    low, high = row["times_copy_range"]
-    return f"{'~' if high > (1 + SPREAD) * low else ''}{row['times_copy']:.2f}"
+def _times(row: pd.Series) -> str:
+    return marked(row["times_copy"], row["times_copy_range"], "{:.2f}")
 
 
 def _rivals(frame: pd.DataFrame) -> Table:
@@ -137,12 +110,6 @@ def _rivals(frame: pd.DataFrame) -> Table:
     )
 
 
-def _machine_line(machine: Mapping[str, Any]) -> str:
-    cpu = machine.get("cpu", {}).get("brand_raw", "unknown processor")
-    device = machine.get("gpu") or f"{cpu}, {machine.get('threads')} threads"
-    return f"{device}; torch {machine.get('torch')}"
-
-
 def _roofline(data: pd.DataFrame, machine: Mapping[str, Any]) -> dict[str, bytes]:
     """Operations a second against operations a byte; the roof is what a copy moves."""
     with canvas("roofline", 6.6, 3.8) as figure:
@@ -153,11 +120,11 @@ def _roofline(data: pd.DataFrame, machine: Mapping[str, Any]) -> dict[str, bytes
         ax.plot(ends, [roof * end for end in ends], color=BLACK, linewidth=1)
         ax.annotate(
             f"the median copy:\n{roof / 1e9:.0f} GB/s",
-            (ends[1], roof * ends[1]),
-            xytext=(-8, 0),
+            (ends[0], roof * ends[0]),
+            xytext=(0, 12),
             textcoords="offset points",
-            ha="right",
-            va="center",
+            ha="left",
+            va="bottom",
             fontsize=8,
         )
         for (op, graph, who), mine in data.groupby(["op", "graph", "who"], sort=False):
@@ -176,10 +143,13 @@ def _roofline(data: pd.DataFrame, machine: Mapping[str, Any]) -> dict[str, bytes
                 markeredgewidth=0.5 if own else 1,
                 zorder=3 if own else 2,
             )
-        ax.set(xscale="log", yscale="log")
+        ax.set_yscale("log")
+        ax.set_xscale("log", base=2)  # a few octaves: ticks at 1/4, 1/2, 1, 2, and no others
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.set_xlabel("operations for each byte that must move")
         ax.set_ylabel("operations a second")
-        ax.set_title(_machine_line(machine), fontsize=9)
+        ax.set_title(machine_line(machine), fontsize=9)
         plain: dict[str, Any] = {"linestyle": "", "markersize": 6}
         handles = [
             *(Line2D([], [], color=COLOURS[op], marker="o", label=op, **plain) for op in OPS),
@@ -187,7 +157,7 @@ def _roofline(data: pd.DataFrame, machine: Mapping[str, Any]) -> dict[str, bytes
             *(
                 Line2D([], [], color="#777777", marker=marker, label=name, **plain)
                 for name, marker in MARKERS.items()
-                if name != "-"
+                if name in data["graph"].unique() and name != "-"
             ),
         ]
         figure.legend(handles=handles, loc="outside right upper", frameon=False)

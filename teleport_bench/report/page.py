@@ -15,6 +15,8 @@ from markupsafe import Markup
 from teleport_bench.report.frame import Frame
 from teleport_bench.report.tables import Table
 
+ENGINES = {"compiled": "in C++", "graph": "as CUDA graphs", "torch": "in torch"}
+
 
 def render(frame: Frame, tables: Sequence[Table], figures: Mapping[str, bytes]) -> str:
     """index.html; figures: the SVG of each figure of the suite by its name."""
@@ -136,7 +138,11 @@ def _time(frame: Frame) -> str:
     for record in frame.used:
         totals.update(record.made.phases)
     phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in totals.items())
-    return f"Time in the round loop, all runs: {phases}." if phases else "No time was recorded."
+    if not phases:
+        return "No time was recorded."
+    engines = Counter(ENGINES[r.made.engine] for r in frame.used if r.made.engine)
+    how = "; ".join(f"{n} runs {engine}" for engine, n in sorted(engines.items()))
+    return f"Time in the round loop, all runs: {phases}." + (f" Rounds: {how}." if how else "")
 
 
 def _environments(frame: Frame) -> list[dict[str, str]]:
