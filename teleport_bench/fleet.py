@@ -433,7 +433,7 @@ class FleetRound:
             if momentum is not None:
                 step["momentum"] = momentum.detach()
             rows = x.detach(), mixing, out.detach()
-            arguments = cpu.prepare(*rows, grad=grad.detach(), lr=lr, **step)
+            arguments = cpu.prepare(*rows, grad=grad.detach(), lr=lr, pool=True, **step)
             self._make(native.Call(cpu.function(), arguments, "mix", ()))
             return out
 

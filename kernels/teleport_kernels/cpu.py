@@ -17,7 +17,7 @@ from teleport_kernels.reference import BLOCK, accumulation_dtype
 
 SOURCE = Path(__file__).with_name("cpu_mix.cpp")
 POOL = SOURCE.with_name("parallel.hpp")
-FLAGS = ("-ffp-contract=off",)
+FLAGS = ("-fopenmp", "-ffp-contract=off")
 CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 TILE_BYTES = 128 * 1024
@@ -56,7 +56,7 @@ class _Arguments(ctypes.Structure):
         ("out", ctypes.c_void_p),
         ("out_stride", ctypes.c_int64),
         ("target", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("tile", "rows", "threads", "past")),
+        *((name, ctypes.c_int64) for name in ("tile", "rows", "threads", "past", "pool")),
     )
 
 
@@ -86,8 +86,12 @@ def prepare(
     weight_decay: float = 0.0,
     source: Tensor | None = None,
     target: Tensor | None = None,
+    pool: bool = False,
 ) -> _Arguments:
-    """What `function` takes for `mix` of these checked arguments, as often as it is called."""
+    """What `function` takes for `mix` of these checked arguments, as often as it is called.
+
+    pool: on the threads of `parallel.hpp`, for loops without torch; else on torch's own.
+    """
     k, width, dtype = mixing.n_rows, x.shape[1], accumulation_dtype(x.dtype)
     threads = _threads(k * width)
     arguments = _Arguments(
@@ -118,6 +122,7 @@ def prepare(
         *_tile(mixing, width, dtype.itemsize, threads),
         threads,
         k * width * x.element_size() >= PAST_CACHE,
+        pool,
     )
     arguments.tensors = x, mixing, out, grad, lr, momentum, source, target
     return arguments

@@ -19,7 +19,22 @@
 
 #include "parallel.hpp"
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 namespace {
+
+// Between operations of torch its threads are the ones to use: they look for work for a while, and
+// others would have to share the cores with them.
+inline void run_in_openmp(int64_t most, int64_t n, teleport::Pool::Body body, void* context) {
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(int(most)) schedule(static)
+    for (int64_t i = 0; i < n; ++i) body(context, i, omp_get_thread_num());
+#else
+    teleport::run_in_pool(most, n, body, context);
+#endif
+}
 
 constexpr int64_t AHEAD = 8;    // rows that are fetched before they are needed
 constexpr int64_t LONG = 1024;  // bytes of a row in a tile from which the machine does it better
@@ -317,12 +332,12 @@ template <class T, class A> struct Pass {
     }
 
     // tile: a multiple of 64 columns; rows: of a part at most, if no block has more.
-    void run(int64_t tile, int64_t rows, int threads, bool past) const {
+    void run(int64_t tile, int64_t rows, int threads, bool past, teleport::Run how) const {
         const int64_t tiles = (width + tile - 1) / tile;
         const std::vector<int64_t> begins = parts(rows);
         const int64_t n_parts = int64_t(begins.size()) - 1;
         teleport::in_pieces(
-            teleport::run_in_pool, threads, n_parts * tiles,
+            how, threads, n_parts * tiles,
             [&](int64_t, int64_t first, int64_t last) {
                 A* const y = (A*)scratch((rows * sizeof(A) + sizeof(T)) * tile);
                 T* const line = (T*)(y + rows * tile);
@@ -382,7 +397,7 @@ void consensus(int64_t groups, int64_t width, const int64_t* starts, const T* x,
                 partial[g * blocks + (from + c) / block] = halved(s + c, block);
         }
     };
-    teleport::in_pieces(teleport::run_in_pool, threads, groups * tiles, range);
+    teleport::in_pieces(run_in_openmp, threads, groups * tiles, range);
     for (int64_t g = 0; g < groups; ++g) distance[g] = halved(&partial[g * blocks], blocks);
 }
 
@@ -412,6 +427,7 @@ struct Arguments {
     int64_t out_stride;
     const int64_t* target;
     int64_t tile, rows, threads, past;
+    int64_t pool;  // whether the threads are the pool's, else OpenMP's
 };
 
 // The loops of other libraries run on the same threads.
@@ -426,7 +442,8 @@ int teleport_kernels_mix(const Arguments* a) {
                (const A*)a->weights, (const T*)a->x, a->x_stride, a->source, (const T*)a->grad,   \
                a->grad_stride, (T*)a->momentum, a->momentum_stride, (const A*)a->lr, A(a->beta),  \
                A(a->decay), a->nesterov != 0, (T*)a->out, a->out_stride, a->target}               \
-        .run(a->tile, a->rows, int(a->threads), a->past != 0)
+        .run(a->tile, a->rows, int(a->threads), a->past != 0,                                     \
+             a->pool ? teleport::run_in_pool : run_in_openmp)
     switch (a->dtype) {
         case 0: TK_RUN(float, float); return 0;
         case 1: TK_RUN(double, double); return 0;
