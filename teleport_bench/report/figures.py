@@ -111,7 +111,7 @@ def _panel(ax: Axes, frame: Frame, spec: FigureSpec, inside: Any) -> None:
         ax.xaxis.set_major_locator(FixedLocator(sorted(data[spec.x].unique())))
         ax.xaxis.set_minor_locator(NullLocator())
         large = data[spec.x].max() >= 10_000
-        ax.xaxis.set_major_formatter(EngFormatter(sep="") if large else ScalarFormatter())
+        ax.xaxis.set_major_formatter(EngFormatter(places=0, sep="") if large else ScalarFormatter())
     elif spec.x == "lr":
         ax.set_xscale("log")
     elif curve and x_axis != "rounds":
