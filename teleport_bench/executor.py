@@ -14,7 +14,7 @@ import torch
 
 from teleport_bench import native, trace
 from teleport_bench.errors import UserError, nearest
-from teleport_bench.fleet import Fleet, Tick, group, split
+from teleport_bench.fleet import Fleet, Tick, fleet_bytes, group, split
 from teleport_bench.progress import Meter
 from teleport_bench.record.provenance import code, environment
 from teleport_bench.record.schema import Made, Record
@@ -97,7 +97,7 @@ def run_fleet(
         spec.check()
     on = pick_device(device)
     compiled = pick_engine(compile, specs, on)
-    parts = group(specs)
+    parts = group(specs, fleet_bytes(on))
     records = {r.id: r for part in parts for r in run_group(part, on, on_tick, compiled)}
     return [records[spec.id] for spec in specs]
 
@@ -177,6 +177,7 @@ def run_suite(
     store.prepare()
     write_atomically(store.folder / SUITE_FILE, to_json(suite).encode())
     records: dict[str, Record] = {}
+    most = fleet_bytes(device)
 
     def pending(runs: Sequence[PlannedRun]) -> list[RunSpec]:
         for run in runs:
@@ -189,9 +190,9 @@ def run_suite(
         ]
 
     def execute(specs: list[RunSpec]) -> None:
-        parts = [[spec] for spec in specs] if suite.spec.alone else group(specs)
+        parts = [[spec] for spec in specs] if suite.spec.alone else group(specs, most)
         if len(parts) > 1:
-            meter.note(split(parts))
+            meter.note(split(parts, most))
         for part in parts:
             meter.fleet(part)
             for record in run_group(part, device, meter.tick, compiled):

@@ -49,12 +49,20 @@ class Tick:
     value: float | None = None
 
 
-def group(specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
-    """Runs that can advance in lockstep, together; at most FLEET_BYTES of parameters in each group.
+def fleet_bytes(device: torch.device) -> int:
+    """Parameters of a fleet at most: FLEET_BYTES, and on CUDA a sixteenth of what is free there,
+    since gradient, momentum, the mixed rows and activations take several times as much."""
+    return FLEET_BYTES if device.type == "cpu" else int(torch.cuda.mem_get_info(device)[0]) // 16
+
+
+def group(specs: Sequence[RunSpec], most: int | None = None) -> list[list[RunSpec]]:
+    """Runs that can advance in lockstep, together; at most so many bytes of parameters in a group
+    (FLEET_BYTES), unless a single run has more.
 
     They share algorithm, problem, optimiser constants and the rounds that are evaluated; nodes,
     active nodes, topology, step size, schedule and seed may differ.
     """
+    most = FLEET_BYTES if most is None else most
     groups: dict[str, list[list[RunSpec]]] = {}
     sizes: dict[str, int] = {}
     for spec in specs:
@@ -65,19 +73,19 @@ def group(specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
         parts = groups.setdefault(key, [[]])
         size = spec.n_active * spec.build_problem().n_params * 4
         sizes[key] = sizes.get(key, 0) + size
-        if parts[-1] and sizes[key] > FLEET_BYTES:
+        if parts[-1] and sizes[key] > most:
             parts.append([])
             sizes[key] = size
         parts[-1].append(spec)
     return [part for parts in groups.values() for part in parts]
 
 
-def split(parts: Sequence[Sequence[RunSpec]]) -> str:
-    """How runs are cut into fleets, in words."""
+def split(parts: Sequence[Sequence[RunSpec]], most: int) -> str:
+    """How runs are cut into fleets of at most so many bytes of parameters, in words."""
     runs = [len(part) for part in parts]
     return (
         f"{sum(runs)} runs in {len(parts)} fleets of {min(runs)} to {max(runs)}, at most "
-        f"{FLEET_BYTES / 2**20:g} MiB of parameters each"
+        f"{most / 2**20:.4g} MiB of parameters each"
     )
 
 

@@ -111,6 +111,17 @@ def test_the_log_says_how_runs_are_cut_into_fleets(
     assert "12 runs in 2 fleets of 4 to 8, at most 4 MiB of parameters each" in done.err
 
 
+def test_a_fleet_on_cuda_may_take_a_sixteenth_of_what_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (16 * 1000, 10**9))
+    assert fleet.fleet_bytes(torch.device("cuda", 0)) == 1000
+    assert fleet.fleet_bytes(CPU) == fleet.FLEET_BYTES
+    specs = [spec(seed=seed) for seed in range(4)]
+    each = 4 * 50 * 4  # nodes, dimensions, bytes of a float
+    assert [len(part) for part in group(specs, 2 * each)] == [2, 2]
+
+
 def test_phases_cover_the_time_of_a_run() -> None:
     record = tb.run(spec(rounds=500), "cpu")
     assert set(record.made.phases) == {"data", "gradient", "mix", "metric"}
