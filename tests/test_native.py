@@ -227,14 +227,14 @@ def test_more_places_in_the_period_than_tapes(monkeypatch: pytest.MonkeyPatch) -
     assert replayed == stepped
 
 
-class Momentum(DSGD):
-    """Keeps two old gradients and mixes in torch: what a tape alone would get wrong."""
+class Plain(DSGD):
+    """For methods that keep what they like: no momentum."""
 
     def start(self, x: Tensor, *, momentum: bool) -> State:
         return {"x": x}
 
 
-class Remembers(Momentum):
+class Remembers(Plain):
     """x <- W (x - eta (g + g_old)), with the gradient of the last round, all in recorded calls."""
 
     def step(self, state: State, r: Any) -> State:
@@ -244,19 +244,19 @@ class Remembers(Momentum):
         return {"x": r.sgd_mix(r.sgd_mix(x, g, None), old, None), "old": g}
 
 
-class InTorch(Momentum):
+class InTorch(Plain):
     def step(self, state: State, r: Any) -> State:
         return {"x": r.sgd_mix(state["x"], r.gradient(state["x"]) * 0.5, None)}
 
 
-class InPlace(Momentum):
+class InPlace(Plain):
     def step(self, state: State, r: Any) -> State:
         g = r.gradient(state["x"])
         g.mul_(0.5)
         return {"x": r.sgd_mix(state["x"], g, None)}
 
 
-class Peeks(Momentum):
+class Peeks(Plain):
     def step(self, state: State, r: Any) -> State:
         g = r.gradient(state["x"])
         return {"x": r.sgd_mix(state["x"], g, None) if float(g.sum()) > 0 else state["x"]}

@@ -37,20 +37,17 @@ class Buffers:
         """A buffer that is free; its content is arbitrary."""
         for address, user in self._users.items():
             if user() is None:
-                return self._lend(address)
+                return self.lend(address)
         buffer = torch.empty(self.shape)
         self._all[buffer.data_ptr()] = buffer
-        return self._lend(buffer.data_ptr())
-
-    def again(self, address: int) -> Tensor:
-        """The buffer at an address, for its content, which is taken as sound."""
-        return self._lend(address)
+        return self.lend(buffer.data_ptr())
 
     def has(self, tensor: Tensor) -> bool:
         """Whether the tensor is one of these buffers."""
         return tensor.data_ptr() in self._all
 
-    def _lend(self, address: int) -> Tensor:
+    def lend(self, address: int) -> Tensor:
+        """The buffer at an address; it is taken until nobody holds what this gives."""
         lent = self._all[address].detach()
         self._users[address] = weakref.ref(lent)
         return lent
@@ -125,7 +122,7 @@ class Tape:
         if moved:  # all read before any is written: a buffer may be another's place
             content = {name: tensor.clone() for name, tensor in moved.items()}
             for name, tensor in content.items():
-                self._buffers.again(begins[name]).copy_(tensor)
+                self._buffers.lend(begins[name]).copy_(tensor)
         seconds = (ctypes.c_double * len(PHASES))()
         start, stop = self._ends[first], self._ends[last]
         loaded = library()
@@ -140,7 +137,7 @@ class Tape:
             tracing.add_calls([call.phase for call in self._calls[start:stop]], began, list(spans))
         for name, spent in zip(PHASES, seconds, strict=True):
             phases[name] += spent
-        return {name: self._buffers.again(address) for name, address in ends.items()}
+        return {name: self._buffers.lend(address) for name, address in ends.items()}
 
     def _addresses(self, state: Mapping[str, Tensor]) -> dict[str, int]:
         return {name: tensor.data_ptr() for name, tensor in state.items()}
