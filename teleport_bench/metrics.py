@@ -31,6 +31,11 @@ METRICS[ROUND_TIME] = Metric("microseconds a round", "lower", "{:.1f}", log=True
 """Of a record, not of a curve: time in data, gradient and mix over the rounds, the run's share of
 its fleet by rows. It is a measurement, and differs from machine to machine."""
 
+ROUNDS_TO_TARGET = "rounds_to_target"
+METRICS[ROUNDS_TO_TARGET] = Metric("rounds to the target", "lower", "{:.0f}", log=True)
+"""Of a record, not of a curve, for runs with a target (`stop`). A run that did not reach it within
+its rounds is censored: it took more than those."""
+
 AXES = {
     "rounds": "rounds",
     "epochs": "epochs (gradients over the data)",

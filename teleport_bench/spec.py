@@ -7,10 +7,10 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from teleport_bench.algorithms import Algorithm
-from teleport_bench.errors import UserError
+from teleport_bench.errors import UserError, nearest
 from teleport_bench.problems import Problem
 from teleport_bench.registry import (
     ALGORITHMS,
@@ -30,10 +30,39 @@ EVALUATIONS = 20
 """Evaluations in a run that does not say `eval_every`."""
 
 
+class Share(StrictModel):
+    """Which part of a larger draw is active: first .. first + k - 1 of `among` distinct nodes.
+
+    Runs of one seed whose parts of the same `among` are disjoint are never active at one node: they
+    share a network. Each of them still sees k nodes that are drawn uniformly.
+    """
+
+    first: NonNegativeInt
+    among: Count
+
+
+class Stop(StrictModel):
+    """A target: a run has reached it in the first round from which on `window` looks in a row have
+    a mean of the metric that is no worse than `value`; then it is over.
+
+    A mean and not the first value: noise alone carries a run across a target for a moment. Looks
+    are taken after every round up to the 64th, and then after every 64th part more.
+    """
+
+    metric: str
+    value: float
+    window: Count = 10
+
+
+LOOKS = 64
+"""Rounds that are all looked at, and the inverse of the relative distance of later looks."""
+
+
 class RunSpec(StrictModel):
     """One run. A component (algorithm, topology, problem, schedule) is a name, or a table with one.
 
     nodes: n. active: k, the nodes that are active in a round; only for algorithms that choose them.
+    share: of a larger draw, for runs that share a network; see `Share`. stop: a target; see `Stop`.
     topology: on the k active tokens. lr: step size eta. momentum: beta of heavy ball or Nesterov.
     rounds: T. eval_every: rounds between evaluations; round 0 and the last are always evaluated.
     storage: "slots" keeps a row a token, "nodes" a row a node with gather and scatter; same floats.
@@ -44,6 +73,7 @@ class RunSpec(StrictModel):
     algorithm: ALGORITHMS.field()  # type: ignore[valid-type]
     nodes: Count
     active: Count | None = None
+    share: Share | None = None
     topology: TOPOLOGIES.field() = "ring"  # type: ignore[valid-type]
     problem: PROBLEMS.field()  # type: ignore[valid-type]
     lr: NonNegativeFloat
@@ -53,6 +83,7 @@ class RunSpec(StrictModel):
     weight_decay: NonNegativeFloat = 0.0
     rounds: Count
     eval_every: Count | None = None
+    stop: Stop | None = None
     seed: int = Field(default=0, ge=0, strict=True)
     storage: Literal["slots", "nodes"] = "slots"
 
@@ -74,6 +105,16 @@ class RunSpec(StrictModel):
                     f"{name} has all nodes active, got {active} of {self.nodes}: leave it out",
                 )
             )
+        if self.share and method.activation == "all":
+            raise error_at(("share", f"{name} draws no nodes here, so it cannot share a draw"))
+        if self.share and not self.share.first + active <= self.share.among <= self.nodes:
+            raise error_at(
+                (
+                    "share",
+                    f"needs first + active <= among <= nodes, got {self.share.first} + {active}, "
+                    f"{self.share.among} and {self.nodes}",
+                )
+            )
         if self.nesterov and not self.momentum:
             raise error_at(("nesterov", "nesterov = true needs momentum > 0, got momentum = 0"))
         # frozen for users, completed here
@@ -86,6 +127,9 @@ class RunSpec(StrictModel):
                 build()
             except UserError as error:
                 raise error_at((key, str(error))) from None
+        if self.stop and self.stop.metric not in (known := self.known_metrics()):
+            message = f"unknown metric '{self.stop.metric}'{nearest(self.stop.metric, known)}"
+            raise error_at(("stop", message))
         return self
 
     @property
@@ -107,6 +151,19 @@ class RunSpec(StrictModel):
         """Rounds after which metrics are taken: 0, every eval_every, and the last."""
         assert self.eval_every is not None
         return sorted({*range(0, self.rounds + 1, self.eval_every), self.rounds})
+
+    def looks(self) -> list[int]:
+        """Rounds after which the target is looked at, ascending."""
+        rounds = [*range(1, min(LOOKS, self.rounds) + 1)]
+        while (following := rounds[-1] + rounds[-1] // LOOKS) <= self.rounds and following > rounds[
+            -1
+        ]:
+            rounds.append(following)
+        return rounds
+
+    def known_metrics(self) -> tuple[str, ...]:
+        """The metrics that are evaluated along the run."""
+        return (*self.build_problem().metrics, "consensus")
 
     def build_algorithm(self) -> Algorithm:
         return build_algorithm(self.algorithm)

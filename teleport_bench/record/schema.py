@@ -44,6 +44,9 @@ class Record(StrictModel):
     problem: dict[str, Any] = {}
     curves: dict[str, list[float]] = {}
     diverged_at: int | None = None
+    reached_at: int | None = None
+    """The round in which the run reached its target (`spec.stop`); None where it did not, or has
+    none. A run that reached it ended soon after, and its curves with it."""
     error: str | None = None
     made: Made
 
