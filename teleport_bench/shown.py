@@ -1,4 +1,4 @@
-"""What a report shows of a suite: tables, figures and claims, and whether its runs can fill them."""
+"""What a report shows of a suite: tables, figures and claims that its runs can fill."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from teleport_bench.locator import Loc, Locator
 from teleport_bench.metrics import AXES, COSTS, METRICS, NOT_EVALUATED, ROUND_TIME, ROUNDS_TO_TARGET
 from teleport_bench.registry import StrictModel
 from teleport_bench.spec import RunSpec
+from teleport_bench.topologies import topology
 
 Scalar = str | bool | int | float
 
@@ -289,14 +290,10 @@ class Check:
                 message = f"unknown setting '{key}'{nearest(key, there)}"
                 raise UserError(self.where.best([(*place, "where", key)], message))
         shown = [
-            j
-            for j, (label, _) in enumerate(self.runs)
-            if item.shows(label, self._settings[j])
+            j for j, (label, _) in enumerate(self.runs) if item.shows(label, self._settings[j])
         ]
         if not shown and self.runs:
-            found = {
-                k: sorted({str(value_of(s, k)) for s in self._settings}) for k in item.where
-            }
+            found = {k: sorted({str(value_of(s, k)) for s in self._settings}) for k in item.where}
             values = "; ".join(f"{key} is {', '.join(v)}" for key, v in found.items())
             message = f"no run has {item.where}: {values}"
             raise UserError(self.where.at((*place, "where"), message))
@@ -326,14 +323,18 @@ class Check:
         from teleport_bench.network import Network
 
         try:
-            Network.model_validate({**self.network, **item.network})
+            network = Network.model_validate({**self.network, **item.network})
         except ValidationError as error:
             places = lambda loc: [(*place, "network", *loc), ("network", *loc)]  # noqa: E731
             raise UserError(self.where.explain(error, places)) from None
+        for nodes in {spec.nodes for _, spec in self.runs}:
+            try:
+                topology(network.preferred, nodes)
+            except UserError as error:
+                where = [(*place, "network", "preferred"), ("network", "preferred")]
+                raise UserError(self.where.best(where, f"network.preferred: {error}")) from None
 
-    def _key(
-        self, key: str, shown: Sequence[int], place: Loc, more: Collection[str] = ()
-    ) -> None:
+    def _key(self, key: str, shown: Sequence[int], place: Loc, more: Collection[str] = ()) -> None:
         there = [set(keys_of(self._settings[j])) for j in shown]
         known = set.intersection(*there) if there else {key}
         if key not in known:

@@ -81,7 +81,7 @@ class Frame:
         model = Network.model_validate(network)
         by_run = {}
         for i, curve in self.curves.groupby("run"):
-            spec, at = self.specs[i], [round(t) for t in curve["rounds"]]
+            spec, at = self.specs[cast("int", i)], [round(t) for t in curve["rounds"]]
             key = (spec.id, canonical(network))
             if key not in self._costs:
                 costs = simulate(spec, model, at)
@@ -109,7 +109,8 @@ def frame(suite: Suite, records: Mapping[str, Record]) -> Frame:
     choices = choose(suite, records)
     reported = suite.reported(step_sizes(choices))
     at = {(run.cell, run.spec.seed): run for run in reported} if suite.spec.tune else {}
-    finals, curves, specs = [], [], []
+    finals: list[dict[str, object]] = []
+    curves, specs = [], []
     for planned in suite.planned():
         run = at.get((planned.cell, planned.spec.seed)) if suite.spec.tune else planned
         record = records.get(run.spec.id) if run else None

@@ -172,4 +172,4 @@ def _t_interval(values: Sequence[float]) -> tuple[float, float]:
 def _sign_test(wins: int, losses: int) -> float:
     """The probability of a split at least as uneven, were either side as likely."""
     n, few = wins + losses, min(wins, losses)
-    return min(1.0, 2 * sum(math.comb(n, i) for i in range(few + 1)) / 2**n)
+    return min(1.0, math.fsum(math.comb(n, i) for i in range(few + 1)) / 2.0 ** (n - 1))

@@ -93,7 +93,7 @@ class Table:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         stats = [
-            next((row[i].columns() for row in self.rows if isinstance(row[i], Stat)), None)
+            next((cell.columns() for row in self.rows if isinstance(cell := row[i], Stat)), None)
             for i in range(len(self.keys))
         ]
         header: list[str] = []
@@ -189,7 +189,9 @@ def order(value: Scalar | None) -> tuple[bool, Scalar | None]:
 def _stat(frame: Frame, chosen: object, metric: str) -> Stat:
     rows = frame.runs[chosen]
     values = rows[metric].tolist() if metric in rows else [float("nan")] * len(rows)
-    censored = (rows["censored"] == True).tolist() if metric == ROUNDS_TO_TARGET else []  # noqa: E712
+    censored: list[bool] = []
+    if metric == ROUNDS_TO_TARGET and metric in rows:
+        censored = [c is True for c in rows["censored"]]
     return Stat(summarise(values, rows["status"].tolist(), censored), metric)
 
 
