@@ -84,7 +84,8 @@ class Frame:
             spec, at = self.specs[cast("int", i)], [round(t) for t in curve["rounds"]]
             key = (spec.id, canonical(network))
             if key not in self._costs:
-                costs = simulate(spec, model, at)
+                n_params = self.records[spec.id].problem.get("parameters")
+                costs = simulate(spec, model, at, n_params)
                 self._costs[key] = (list(costs.time), list(costs.busiest_bytes))
             by_run[i] = pd.DataFrame(dict(zip(COSTS, self._costs[key], strict=True)), curve.index)
         curves = self.curves.join(pd.concat(by_run.values()))
