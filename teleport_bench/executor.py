@@ -147,6 +147,7 @@ def run_group(
                 problem=spec.build_problem().describe(spec.seed, spec.nodes),
                 curves=outcome.curves,
                 diverged_at=outcome.diverged_at,
+                reached_at=outcome.reached_at,
                 **common,
             )
         )
