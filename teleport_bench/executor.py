@@ -184,10 +184,12 @@ def run_suite(
         for run in runs:
             if run.spec.id not in records and not rerun and (record := store.load(run.spec)):
                 records[run.spec.id] = record
+        # a k that was searched for may be another method's own: one run for both
+        distinct = {run.spec.id: run.spec for run in runs}
         return [
-            run.spec
-            for run in runs
-            if run.spec.id not in records or records[run.spec.id].status == "failed"
+            spec
+            for key, spec in distinct.items()
+            if key not in records or records[key].status == "failed"
         ]
 
     def execute(specs: list[RunSpec]) -> None:

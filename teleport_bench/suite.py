@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import json
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -16,9 +17,13 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, Valid
 
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.locator import Loc, Locator
-from teleport_bench.metrics import AXES, METRICS, ROUND_TIME
+from teleport_bench.metrics import AXES, METRICS, ROUND_TIME, ROUNDS_TO_TARGET
 from teleport_bench.registry import StrictModel
 from teleport_bench.spec import RunSpec, build_algorithm, canonical
+
+Search = Literal["search", "best"]
+"""How [tune] chooses k, as a method's `active`. search: all powers of two but the largest share a
+network for T rounds, then the largest has it for T more. best: each has a network of its own."""
 
 SpecKey = Literal["nodes", "active", "lr", "seed"]
 FigureX = Literal[(*AXES, *get_args(SpecKey))]  # type: ignore[valid-type]
@@ -52,9 +57,11 @@ class Method(StrictModel):
     """One method of the comparison: settings of its own over [run], and a grid of its own.
 
     label: its name in tables and figures; `{key}` stands for a setting, as in "k = {active}".
+    search: set by `active = "search"` or `active = "best"`, for a k that [tune] chooses.
     """
 
     label: str | None = None
+    search: Search | None = None
     grid: dict[str, Values] = {}
     run: dict[str, Any] = {}
 
@@ -63,7 +70,8 @@ class Tune(StrictModel):
     """How step sizes are chosen: every cell of the suite is run at every value, on other seeds.
 
     The best mean of the metric at the end wins; a value with a diverged run is out; ties go to the
-    smaller value.
+    smaller value. Where a method's k is chosen too, the best pair wins, and ties go to the
+    smaller k first.
     """
 
     lr: Annotated[list[PositiveFloat], AfterValidator(_distinct)] = Field(min_length=1)
@@ -118,11 +126,13 @@ class SuiteSpec(StrictModel):
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of a suite: its method's label and its cell, all settings but step size and seed."""
+    """A run of a suite: its method's label and its cell, all settings but step size and seed (and
+    but k, where that is chosen)."""
 
     label: str
     cell: str
     spec: RunSpec
+    search: Search | None = None
 
 
 @dataclass
@@ -184,7 +194,7 @@ class Suite:
                     message = f"two methods have the label {label!r}: give each a label of its own"
                     raise UserError(where.at(("method", i, "label"), message))
         if tune:  # cells differ in seed; their trials are the same runs
-            self.tuning = list({run.spec.id: run for run in self.tuning}.values())
+            self.tuning = list({(run.cell, run.spec.id): run for run in self.tuning}.values())
         seen: set[str] = set()
         for run in self._reported:
             if run.spec.id in seen:
@@ -199,8 +209,14 @@ class Suite:
         """Plan the runs of method i; returns their labels."""
         tune, places = self.spec.tune, _places(i)
         own = {k: v for k, v in raw.items() if k not in ("label", "grid")}
+        options = {k: v for k, v in raw.items() if k not in own}
+        if own.get("active") in get_args(Search) and "active" not in self.spec.set:
+            options["search"] = own.pop("active")
+            if not tune:
+                message = f'active = "{options["search"]}" needs [tune], which chooses it'
+                raise UserError(where.at(("method", i, "active"), message))
         try:
-            method = Method.model_validate({**{k: raw[k] for k in raw if k not in own}, "run": own})
+            method = Method.model_validate(options | {"run": own})
         except ValidationError as error:
             raise UserError(where.explain(error, lambda loc: [("method", i, *loc)])) from None
         for place, table in (((), own), (("grid",), method.grid)):
@@ -233,29 +249,33 @@ class Suite:
             if not tune:
                 run = spec_of(cell)
             else:
-                run = spec_of(cell, lr=tune.lr[0])
+                k = {"active": 1} if method.search else {}
+                run = spec_of(cell, lr=tune.lr[0], **k)
                 if run.seed in tune.seeds:
                     message = f"seed {run.seed} is both tuned on and reported: take other seeds"
                     raise UserError(where.at(("tune", "seeds"), message))
-                for lr, seed in itertools.product(tune.lr, tune.seeds):
-                    trial = spec_of(cell, lr=lr, seed=seed, eval_every=run.rounds)
-                    self.tuning.append(self._plan(i, method, trial, where))
+                for k in candidates(run.nodes, method.search):
+                    for lr, seed in itertools.product(tune.lr, tune.seeds):
+                        trial = spec_of(cell, lr=lr, seed=seed, eval_every=run.rounds, **k)
+                        self.tuning.append(self._plan(i, method, trial, where))
             self._reported.append(self._plan(i, method, run, where))
             if len(self.all_runs()) > MAX_RUNS:
                 raise UserError(f"{where.name}: more than {MAX_RUNS} runs: make the grid smaller")
         return [run.label for run in self._reported[first:]]
 
     def _plan(self, i: int, method: Method, spec: RunSpec, where: Locator) -> PlannedRun:
-        label = method.label or default_label(spec)
+        label = method.label or default_label(spec, method.search)
+        # a k that is chosen is not known yet
+        unknown = {"lr", "active", "share"} if method.search else {"lr"} if self.spec.tune else None
         try:
-            label = label.format(**spec.model_dump(mode="json"))
+            label = label.format(**spec.model_dump(mode="json", exclude=unknown))
         except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             message = (
                 f"label {label!r} names no setting of a run, or not as it can be shown ({error}): "
                 "use keys such as {active} or {nodes}"
             )
             raise UserError(where.at(("method", i, "label"), message)) from None
-        return PlannedRun(label, cell_of(label, spec), spec)
+        return PlannedRun(label, cell_of(label, spec, method.search), spec, method.search)
 
     def _check_report(self, where: Locator) -> None:
         """Every table and figure shows metrics that there are, and averages over seeds alone."""
@@ -285,8 +305,12 @@ class Suite:
 
     def _check_metrics(self, names: Sequence[str], where: Locator, place: Loc) -> None:
         for run in self._reported:
-            known = (*run.spec.build_problem().metrics, "consensus", ROUND_TIME)
+            target = (ROUNDS_TO_TARGET,) if run.spec.stop else ()
+            known = (*run.spec.known_metrics(), ROUND_TIME, *target)
             missing = [name for name in names if name not in known]
+            if missing == [ROUNDS_TO_TARGET]:
+                message = f"'{ROUNDS_TO_TARGET}' needs a target: give the runs a stop"
+                raise UserError(where.at(place, message))
             if missing:
                 message = (
                     f"problem {run.spec.problem['name']} does not report '{missing[0]}': "
@@ -315,22 +339,23 @@ class Suite:
                 )
                 raise UserError(where.at(place, message))
 
-    def reported(self, chosen: dict[str, float] | None = None) -> list[PlannedRun]:
-        """The runs that tables and figures show, at the chosen step size of each cell.
+    def reported(self, chosen: Mapping[str, Mapping[str, Any]] | None = None) -> list[PlannedRun]:
+        """The runs that tables and figures show, at the chosen settings of each cell.
 
-        chosen: step size by cell, for a suite that tunes; a cell without one is left out.
+        chosen: step size, and k where it is chosen, by cell, for a suite that tunes; a cell without
+        a choice is left out.
         """
         if not self.spec.tune:
             return self._reported
         chosen = chosen or {}
         return [
-            PlannedRun(run.label, run.cell, _with_lr(run.spec, chosen[run.cell]))
+            dataclasses.replace(run, spec=_with(run.spec, chosen[run.cell]))
             for run in self._reported
             if run.cell in chosen
         ]
 
     def planned(self) -> list[PlannedRun]:
-        """The reported runs before step sizes are chosen: all but `lr` is as it will be."""
+        """The reported runs before `lr`, and `active` where it is searched for, are chosen."""
         return self._reported
 
     def all_runs(self) -> list[PlannedRun]:
@@ -342,20 +367,41 @@ class Suite:
         return list({run.cell: (run.cell, run.label, run.spec) for run in self._reported}.values())
 
 
-def default_label(spec: RunSpec) -> str:
+def default_label(spec: RunSpec, search: Search | None = None) -> str:
     """The algorithm's own label, with k where the algorithm chooses its active nodes."""
     algorithm = build_algorithm(spec.algorithm)
-    return algorithm.label + (f", k={spec.n_active}" if algorithm.partial else "")
+    k = {"search": "k searched", "best": "best k", None: f"k={spec.n_active}"}[search]
+    return algorithm.label + (f", {k}" if algorithm.partial else "")
 
 
-def cell_of(label: str, spec: RunSpec) -> str:
-    """What runs that differ only in step size, seed and evaluation rounds have in common."""
-    rest = spec.model_dump(mode="json", exclude={"lr", "seed", "eval_every"})
-    return f"{label} | {canonical(rest)}"
+def candidates(n_nodes: int, search: Search | None) -> list[dict[str, Any]]:
+    """The settings that a choice of k is made from: none of its own where it is not searched for.
+
+    All powers of two up to n. 1 + 2 + .. + 2^(m-1) = 2^m - 1 < n: in a search all of them but the
+    largest, 2^m, are active at disjoint nodes in the same T rounds, and the largest in T more.
+    """
+    if search is None:
+        return [{}]
+    largest = 2 ** (n_nodes.bit_length() - 1)
+    powers = [2**j for j in range(largest.bit_length())]
+    if search == "best":
+        return [{"active": k} for k in powers]
+    shared = [
+        {"active": k, "share": {"first": k - 1, "among": largest - 1}}
+        for k in powers
+        if k < largest
+    ]
+    return [*shared, {"active": largest}]
 
 
-def _with_lr(spec: RunSpec, lr: float) -> RunSpec:
-    return RunSpec.model_validate(spec.model_dump(mode="json") | {"lr": lr})
+def cell_of(label: str, spec: RunSpec, search: Search | None = None) -> str:
+    """What runs that differ only in what is chosen, seed and evaluation rounds have in common."""
+    own = {"lr", "seed", "eval_every"} | ({"active", "share"} if search else set())
+    return f"{label} | {canonical(spec.model_dump(mode='json', exclude=own))}"
+
+
+def _with(spec: RunSpec, settings: Mapping[str, Any]) -> RunSpec:
+    return RunSpec.model_validate(spec.model_dump(mode="json") | dict(settings))
 
 
 def built_in() -> dict[str, Path]:
