@@ -161,11 +161,15 @@ def run_suite(
     meter: Meter,
     rerun: bool = False,
     compile: str = "auto",  # noqa: A002
+    *,
+    tuning_only: bool = False,
+    exhaustive: bool = False,
 ) -> dict[str, Record]:
     """All runs of a suite that have no record yet (all of them with rerun), tuning runs first.
 
     Every fleet's records are on disk before the next fleet starts. A failed run is tried again; a
-    diverged one has a result and is not. Returns the records of the suite's runs by id.
+    diverged one has a result and is not. tuning_only: no reported runs. exhaustive: where the suite
+    searches for k, also every k alone. Returns the records of the runs by id.
     """
     for posed in {(canonical(r.spec.problem), r.spec.nodes): r for r in suite.all_runs()}.values():
         try:
@@ -202,7 +206,12 @@ def run_suite(
                 store.save(record)
                 records[record.id] = record
 
-    tuning = pending(suite.tuning)
+    alone = suite.exhaustive() if exhaustive else None
+    tuning = pending([*suite.tuning, *(alone.tuning if alone else ())])
+    if tuning_only:
+        meter.start(tuning)
+        execute(tuning)
+        return records
     if tuning:  # then it is not known yet which of the reported runs are there
         ahead = [run.spec for run in suite.planned()]
     else:

@@ -25,6 +25,8 @@ Search = Literal["search", "best"]
 """How [tune] chooses k, as a method's `active`. search: all powers of two but the largest share a
 network for T rounds, then the largest has it for T more. best: each has a network of its own."""
 
+Scale = Literal["full", "small"]
+
 SpecKey = Literal["nodes", "active", "lr", "seed"]
 FigureX = Literal[(*AXES, *get_args(SpecKey))]  # type: ignore[valid-type]
 
@@ -109,7 +111,8 @@ class SuiteSpec(StrictModel):
     method: the methods compared, each with settings and a grid of its own, which win over [run] and
     [grid]. set: settings that win over all of these, as `--set` gives them. tune: how step sizes
     are chosen. table, figure: what the report shows. alone: no run shares its fleet with another,
-    so that its times are its own.
+    so that its times are its own. small: what `--scale small` sets instead, in the same tables.
+    scale_note: set by it, the label of all that it gives.
     """
 
     title: str
@@ -118,6 +121,8 @@ class SuiteSpec(StrictModel):
     grid: dict[str, Values] = {}
     method: list[dict[str, Any]] = Field(min_length=1)
     set: dict[str, Any] = {}
+    small: dict[str, Any] = {}
+    scale_note: str | None = None
     tune: Tune | None = None
     alone: bool = False
     table: list[TableSpec] = []
@@ -147,11 +152,17 @@ class Suite:
     """The runs that choose step sizes; empty without [tune]."""
     _reported: list[PlannedRun] = field(default_factory=list)
 
+    @property
+    def scale_note(self) -> str | None:
+        """What all that a run at small scale gives is labelled with; None at full scale."""
+        return self.spec.scale_note
+
     @classmethod
-    def load(cls, name: str, overrides: Sequence[str] = ()) -> Suite:
+    def load(cls, name: str, overrides: Sequence[str] = (), scale: Scale = "full") -> Suite:
         """A built-in suite by name, or any suite file by path; overrides are KEY=VALUE.
 
-        Raises UserError naming file, line, key, and what was expected.
+        scale: "small" sets what the file has under [small]. Raises UserError naming file, line,
+        key, and what was expected.
         """
         path = find(name)
         try:
@@ -163,9 +174,11 @@ class Suite:
         except tomllib.TOMLDecodeError as error:
             raise UserError(f"{path} is not TOML: {error}") from error
         locator = Locator(str(path), text)
+        if scale == "small":
+            source = _at_small_scale(source, locator)
         for override in overrides:
             locator.overridden[_override(source, override)] = f"--set {override}"
-        return cls.from_source(suite_name(name), source, locator)
+        return cls.from_source(suite_name(name, scale), source, locator)
 
     @classmethod
     def from_source(
@@ -354,6 +367,14 @@ class Suite:
             if run.cell in chosen
         ]
 
+    def exhaustive(self) -> Suite | None:
+        """The tuning of the methods that search for k, with every k alone; None without any."""
+        if not any(run.search == "search" for run in self.tuning):
+            return None
+        searching = [raw for raw in self.spec.method if raw.get("active") == "search"]
+        source = self.source | {"method": [raw | {"active": "best"} for raw in searching]}
+        return Suite.from_source(self.name, {**source, "table": [], "figure": []})
+
     def planned(self) -> list[PlannedRun]:
         """The reported runs before `lr`, and `active` where it is searched for, are chosen."""
         return self._reported
@@ -414,6 +435,18 @@ def built_in() -> dict[str, Path]:
     return {p.relative_to(root).with_suffix("").as_posix(): p for p in sorted(root.rglob("*.toml"))}
 
 
+def scales(name: str) -> tuple[Scale, ...]:
+    """The scales at which a suite can be run."""
+    return ("full", "small") if "small" in tomllib.loads(find(name).read_text()) else ("full",)
+
+
+def of_group(name: str) -> list[str]:
+    """The built-in suites of a folder ("paper"), or the suite of that name alone."""
+    if name in built_in():
+        return [name]
+    return [suite for suite in built_in() if suite.startswith(f"{name}/")] or [name]
+
+
 def find(name: str) -> Path:
     """The file of a built-in suite, or the path given."""
     suites = built_in()
@@ -427,9 +460,47 @@ def find(name: str) -> Path:
     )
 
 
-def suite_name(name: str) -> str:
-    """The folder of a suite's results: the built-in name, or the file's without its ending."""
-    return name if name in built_in() else Path(name).stem
+def suite_name(name: str, scale: Scale = "full") -> str:
+    """The folder of a suite's results: the built-in name, or the file's without its ending, and
+    the scale unless it is full."""
+    stem = name if name in built_in() else Path(name).stem
+    return stem if scale == "full" else f"{stem}-{scale}"
+
+
+def _at_small_scale(source: dict[str, Any], where: Locator) -> dict[str, Any]:
+    """The parsed file with what stands under [small] in its place, and a note that says so."""
+    small = source.get("small")
+    if not small or not isinstance(small, dict):
+        raise UserError(f"{where.name} has no [small] table, so no other scale: leave --scale out")
+    changes = []
+    for path, value in _leaves(small, source):
+        where.overridden[path] = "[small]"
+        full: Any = source
+        for key in path:
+            full = full.get(key) if isinstance(full, dict) else None
+        if path[0] in ("run", "grid", "tune"):
+            was = "" if full is None else f" instead of {_brief(full)}"
+            changes.append(f"{'.'.join(map(str, path[1:]))} = {_brief(value)}{was}")
+    merged = _merge({k: v for k, v in source.items() if k != "small"}, small)
+    return merged | {"scale_note": f"Small scale: {'; '.join(changes)}."}
+
+
+def _leaves(table: dict[str, Any], base: Any, path: Loc = ()) -> Iterator[tuple[Loc, Any]]:
+    """Every value of a table of changes with its path; one that replaces a whole is one value."""
+    for key, value in table.items():
+        under = base.get(key) if isinstance(base, dict) else None
+        if isinstance(value, dict) and isinstance(under, dict) and "name" not in value:
+            yield from _leaves(value, under, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def _brief(value: Any) -> str:
+    """A setting in a sentence: a component by its name and options, a list in brackets."""
+    if isinstance(value, dict) and "name" in value:
+        options = ", ".join(f"{k} {_brief(v)}" for k, v in value.items() if k != "name")
+        return f"{value['name']}" + (f" ({options})" if options else "")
+    return canonical(value).replace('"', "").replace(",", ", ")
 
 
 def _places(method: int) -> Callable[[Loc], list[Loc]]:
