@@ -17,17 +17,24 @@ BLOCK = 64
 
 
 def draw_holders(
-    activation: Activation, seed: int, n_nodes: int, n_active: int, block: int
+    activation: Activation,
+    seed: int,
+    n_nodes: int,
+    n_active: int,
+    block: int,
+    share: tuple[int, int] | None = None,
 ) -> NDArray[np.int64]:
     """(BLOCK, k): the node that holds token a in each round of the block.
 
     "all" is the identity; "uniform" draws k distinct nodes of n, every ordered choice equally
-    likely, independently in each round, in O(k) a round.
+    likely, independently in each round, in O(k) a round. share: (first, among) takes the nodes
+    first .. first + k - 1 of the draw of a run with `among` active nodes.
     """
     if activation == "all":
         return np.broadcast_to(np.arange(n_active), (BLOCK, n_active))
-    rng = generator(seed, "active", nodes=n_nodes, active=n_active, block=block)
-    return sample_distinct(rng, n_nodes, n_active, BLOCK)
+    first, among = share or (0, n_active)
+    rng = generator(seed, "active", nodes=n_nodes, active=among, block=block)
+    return sample_distinct(rng, n_nodes, among, BLOCK)[:, first : first + n_active]
 
 
 def sample_distinct(rng: np.random.Generator, n: int, k: int, rounds: int) -> NDArray[np.int64]:

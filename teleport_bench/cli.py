@@ -1,4 +1,4 @@
-"""The command line: `teleport-bench list | run | report | kernels | rounds | env`."""
+"""The command line: `teleport-bench list | run | report | tune | kernels | rounds | env`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from teleport_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from teleport_bench.report.tables import Table
+    from teleport_bench.suite import Suite
 
 OK, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -46,36 +51,54 @@ def _parser() -> argparse.ArgumentParser:
         "run", help="run a suite, or what is left of it, and write its report"
     )
     run.add_argument(
-        "suite", metavar="SUITE", help="a built-in name (demo) or a path to a .toml file"
+        "suite",
+        metavar="SUITE",
+        help="a built-in name (demo), a folder of them (paper), or a path to a .toml file",
     )
-    run.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
-    run.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="override a value of the suite, as in --set rounds=50 or --set grid.nodes=[8,16]",
+    tune = commands.add_parser(
+        "tune", help="choose step sizes and k alone, and show what the search for k saves"
     )
-    run.add_argument(
-        "--compile",
-        default="auto",
-        choices=("auto", "on", "off"),
-        help="rounds in C++ or CUDA graphs; auto: where that saves more than compiling takes",
+    tune.add_argument("suite", metavar="SUITE", help="as for run")
+    tune.add_argument(
+        "--exhaustive", action="store_true", help="also run every k alone, to compare with"
     )
+    for command in (run, tune):
+        command.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+        command.add_argument(
+            "--set",
+            dest="overrides",
+            metavar="KEY=VALUE",
+            action="append",
+            default=[],
+            help="override a value of the suite, as in --set rounds=50 or --set grid.nodes=[8,16]",
+        )
+        command.add_argument(
+            "--compile",
+            default="auto",
+            choices=("auto", "on", "off"),
+            help="rounds in C++ or CUDA graphs; auto: where that saves more than compiling takes",
+        )
+        command.add_argument("--rerun", action="store_true", help="run everything, finished or not")
     run.add_argument(
         "--profile",
         metavar="FILE",
         type=Path,
         help="write a trace of what is run now, for ui.perfetto.dev or chrome://tracing",
     )
-    run.add_argument("--rerun", action="store_true", help="run everything, finished or not")
     run.set_defaults(command=_run)
+    tune.set_defaults(command=_tune)
 
     report = commands.add_parser("report", help="rebuild tables, figures and page from the records")
     report.add_argument(
-        "suite", metavar="SUITE", help="the suite that was run: its name or its path"
+        "suite", metavar="SUITE", help="what was run: a suite's name or path, or a folder of suites"
     )
+    for command in (run, tune, report):
+        command.add_argument(
+            "--scale",
+            default="full",
+            choices=("full", "small"),
+            help="small: the same plan with what the suite has under [small]",
+        )
     report.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 where a file differs by a byte"
     )
@@ -100,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     for command, where in (
         (run, "SUITE"),
         (report, "SUITE"),
+        (tune, "SUITE"),
         (kernels, "kernels/MACHINE"),
         (rounds, "rounds/MACHINE"),
     ):
@@ -125,7 +149,12 @@ def _list(_: argparse.Namespace) -> int:
 
     print("suites")
     for name, path in suite.built_in().items():
-        print(f"  {name:<24}{tomllib.loads(path.read_text()).get('title', '')}")
+        source = tomllib.loads(path.read_text())
+        print(f"  {name:<24}{source.get('title', '')}")
+        for scale, at in (("full", source), ("small", source.get("small", {}))):
+            if duration := at.get("duration"):
+                times = ", ".join(f"{time} on {place}" for place, time in duration.items())
+                print(f"  {'':<24}  {scale}: {times}")
     for kind in (
         registry.ALGORITHMS,
         registry.TOPOLOGIES,
@@ -145,25 +174,72 @@ def _list(_: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    with _profiled(options.profile):
+        return _each(options, lambda suite: _execute(options, suite))
+
+
+def _each(options: argparse.Namespace, do: Callable[[Suite], int]) -> int:
+    """Do it for the suite, or for each of a folder of them; a folder ends with all its claims."""
+    from teleport_bench.suite import Suite, of_group, scales
+
+    names = of_group(options.suite)
+    code = OK
+    folders = []
+    for name in names:
+        # a suite of one scale is the same at any, as one of a folder
+        known = len(names) == 1 or options.scale in scales(name)
+        scale: Any = options.scale if known else "full"
+        suite = Suite.load(name, getattr(options, "overrides", ()), scale)
+        code = max(code, do(suite))
+        folders.append(options.out / suite.name)
+    if len(names) > 1:
+        _print_claims(folders)
+    return code
+
+
+def _execute(
+    options: argparse.Namespace,
+    suite: Suite,
+    *,
+    tuning_only: bool = False,
+    exhaustive: bool = False,
+) -> int:
     from teleport_bench.executor import pick_device, run_suite
     from teleport_bench.progress import Meter
     from teleport_bench.record import Store
-    from teleport_bench.suite import Suite
 
-    suite = Suite.load(options.suite, options.overrides)
     device = pick_device(options.device)
     folder = options.out / suite.name
     store, meter = Store(folder), Meter()
     try:
-        with _profiled(options.profile):
-            records = run_suite(suite, store, device, meter, options.rerun, options.compile)
+        records = run_suite(
+            suite,
+            store,
+            device,
+            meter,
+            options.rerun,
+            options.compile,
+            tuning_only=tuning_only,
+            exhaustive=exhaustive,
+        )
     except KeyboardInterrupt:
         meter.close()
         print(f"\nfinished runs are kept in {store.runs}", file=sys.stderr)
         raise
     meter.close()
     print(f"{len(records)} runs, {meter.executed} of them now", file=sys.stderr)
-    return _finish(folder, options.suite)
+    return _finish(folder, suite.name, ("step-sizes", "search") if tuning_only else None)
+
+
+def _tune(options: argparse.Namespace) -> int:
+    return _each(options, lambda suite: _choose(options, suite))
+
+
+def _choose(options: argparse.Namespace, suite: Suite) -> int:
+    """Run the tuning runs alone, and print what they choose."""
+    if not suite.tuning:
+        raise UserError(f"{suite.name} has no [tune], so there is nothing to choose")
+    return _execute(options, suite, tuning_only=True, exhaustive=options.exhaustive)
 
 
 @contextlib.contextmanager
@@ -189,8 +265,9 @@ def _profiled(path: Path | None) -> Iterator[None]:
             print(f"trace: {path}{more}", file=sys.stderr)
 
 
-def _finish(folder: Path, name: str) -> int:
-    """Write the report, print its tables, name the page; exit code by the state of the runs."""
+def _finish(folder: Path, name: str, shown: Collection[str] | None = None) -> int:
+    """Write the report, print its tables (or those shown), name the page; exit code by the state of
+    the runs."""
     from teleport_bench.report.build import build, open_report, write
 
     suite, records = open_report(folder)
@@ -198,9 +275,8 @@ def _finish(folder: Path, name: str) -> int:
     write(folder, files)
     print(f"\n{suite.spec.title}")
     for table in tables:
-        print(f"\n{table.caption}\n{table.terminal()}")
-        for note in table.notes:
-            print(note)
+        if shown is None or table.name in shown:
+            _print_table(table)
     print(f"\nThe page: {folder / 'index.html'}")
     failed = sum(record.status == "failed" for record in records.values())
     if failed:
@@ -213,20 +289,46 @@ def _finish(folder: Path, name: str) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from teleport_bench.report.build import build, check, open_report
-    from teleport_bench.suite import suite_name
+    from teleport_bench.suite import of_group, scales, suite_name
 
-    folder = options.out / suite_name(options.suite)
-    if not options.check:
-        return _finish(folder, options.suite)
+    names = of_group(options.suite)
+    code = OK
+    folders = []
+    for name in names:
+        known = len(names) == 1 or options.scale in scales(name)
+        scale: Any = options.scale if known else "full"
+        folders.append(options.out / suite_name(name, scale))
+        code = max(code, _check(folders[-1]) if options.check else _finish(folders[-1], name))
+    if len(names) > 1 and not options.check:
+        _print_claims(folders)
+    return code
+
+
+def _check(folder: Path) -> int:
+    """Whether the files of a report are what the records give; prints those that are not."""
+    from teleport_bench.report.build import build, check, open_report
+
     suite, records = open_report(folder)
     _, files = build(suite, records)
     wrong = check(folder, files)
-    for line in wrong:
-        print(line)
+    for difference in wrong:
+        print(difference)
     if not wrong:
         print(f"{len(files)} files of {folder} are what {len(records)} records give, byte for byte")
     return SOME_FAILED if wrong else OK
+
+
+def _print_claims(folders: Sequence[Path]) -> None:
+    """What the suites of a folder say of their claims, in one table."""
+    from teleport_bench.report.claims import summary
+
+    _print_table(summary(folders))
+
+
+def _print_table(table: Table) -> None:
+    print(f"\n{table.caption}\n{table.terminal()}")
+    for note in table.notes:
+        print(note)
 
 
 def _benchmark(options: argparse.Namespace) -> int:
@@ -250,9 +352,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     place = options.out / options.name / report.machine_name(machine)
     write(place, files)
     for table in tables:
-        print(f"\n{table.caption}\n{table.terminal()}")
-        for note in table.notes:
-            print(note)
+        _print_table(table)
     print(f"\nTables, a figure and all samples: {place}")
     return SOME_FAILED if code else OK
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from teleport_bench.metrics import AXES
+from teleport_bench.metrics import AXES, METRICS
 
 DIVERGED = 1e4
 """A run has diverged when its objective is not finite, or more than this times what it was at the
@@ -17,12 +18,40 @@ start (or than this, where it started below 1)."""
 
 @dataclass
 class Outcome:
-    """What a run leaves: its curves up to the last sound evaluation, and where it diverged."""
+    """What a run leaves: its curves up to the last sound evaluation, where it diverged, and where
+    it reached its target."""
 
     curves: dict[str, list[float]]
     diverged_at: int | None
+    reached_at: int | None
     phases: dict[str, float]
     """Seconds by phase, the run's share of the fleet's by rows."""
+
+
+class Target:
+    """Which of the runs that advance together have reached a metric's value: see `spec.Stop`."""
+
+    def __init__(self, metric: str, value: float, window: int, n_runs: int) -> None:
+        self.metric = metric
+        self._sign = 1.0 if METRICS[metric].better == "lower" else -1.0
+        self._value = value
+        self._looks: deque[tuple[int, NDArray[np.float64]]] = deque(maxlen=window)
+        self.reached_at = np.full(n_runs, -1)
+
+    @property
+    def over(self) -> NDArray[np.bool_]:
+        """(runs,): those that have reached it."""
+        return self.reached_at >= 0
+
+    def look(self, t: int, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """(runs,): those of which it is known since this look, after t rounds."""
+        self._looks.append((t, values))
+        if len(self._looks) < (self._looks.maxlen or 1):
+            return np.zeros_like(self.over)
+        mean = np.mean([values for _, values in self._looks], axis=0)
+        new: NDArray[np.bool_] = ~self.over & (self._sign * mean <= self._sign * self._value)
+        self.reached_at[new] = self._looks[0][0]
+        return new
 
 
 class Curves:
@@ -34,36 +63,45 @@ class Curves:
     def __init__(self, n_runs: int, objective: str) -> None:
         self._objective = objective
         self._points: list[dict[str, NDArray[np.float64]]] = []
+        self._whose: list[NDArray[np.bool_]] = []
         self._limit = np.full(n_runs, np.inf)
         self._diverged_at = np.full(n_runs, -1)
 
     @property
-    def alive(self) -> NDArray[np.bool_]:
-        """(runs,): those that have not diverged."""
-        return self._diverged_at < 0
+    def diverged(self) -> NDArray[np.bool_]:
+        """(runs,)"""
+        return self._diverged_at >= 0
 
-    def add(self, t: int, values: dict[str, NDArray[np.float64]]) -> None:
-        """The values of all runs after t rounds, by axis and metric."""
+    def add(self, t: int, values: dict[str, NDArray[np.float64]], whose: NDArray[np.bool_]) -> None:
+        """The values of the runs whose they are after t rounds, by axis and metric."""
         objective = values[self._objective]
         if not self._points:
             self._limit = DIVERGED * np.maximum(1.0, objective)
         metrics = [value for name, value in values.items() if name not in AXES]
         sound = np.isfinite(metrics).all(0) & ~(objective > self._limit)
-        self._diverged_at[self.alive & ~sound] = t
+        self._diverged_at[whose & ~self.diverged & ~sound] = t
         self._points.append(values)
+        self._whose.append(whose & ~self.diverged)
 
-    def outcomes(self, phases: Sequence[dict[str, float]]) -> list[Outcome]:
+    def outcomes(
+        self, phases: Sequence[dict[str, float]], target: Target | None = None
+    ) -> list[Outcome]:
         """One a run."""
         names = list(self._points[0])
         table = np.array([[point[name] for name in names] for point in self._points])
-        rounds = self._points_at("rounds")
+        whose = np.array(self._whose)
         outcomes = []
         for run, (diverged, spent) in enumerate(zip(self._diverged_at, phases, strict=True)):
-            kept = len(rounds) if diverged < 0 else int(np.searchsorted(rounds, diverged))
-            columns = table[:kept, :, run].T.tolist() if kept else [[] for _ in names]
-            curves = dict(zip(names, columns, strict=True)) if kept else {}
-            outcomes.append(Outcome(curves, None if diverged < 0 else int(diverged), spent))
+            kept = whose[:, run]
+            columns = table[kept, :, run].T.tolist()
+            curves = dict(zip(names, columns, strict=True)) if kept.any() else {}
+            reached = target is not None and target.over[run]
+            outcomes.append(
+                Outcome(
+                    curves,
+                    None if diverged < 0 else int(diverged),
+                    int(target.reached_at[run]) if target is not None and reached else None,
+                    spent,
+                )
+            )
         return outcomes
-
-    def _points_at(self, axis: str) -> NDArray[np.float64]:
-        return np.array([point[axis][0] for point in self._points])

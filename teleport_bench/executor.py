@@ -147,6 +147,7 @@ def run_group(
                 problem=spec.build_problem().describe(spec.seed, spec.nodes),
                 curves=outcome.curves,
                 diverged_at=outcome.diverged_at,
+                reached_at=outcome.reached_at,
                 **common,
             )
         )
@@ -160,11 +161,15 @@ def run_suite(
     meter: Meter,
     rerun: bool = False,
     compile: str = "auto",  # noqa: A002
+    *,
+    tuning_only: bool = False,
+    exhaustive: bool = False,
 ) -> dict[str, Record]:
     """All runs of a suite that have no record yet (all of them with rerun), tuning runs first.
 
     Every fleet's records are on disk before the next fleet starts. A failed run is tried again; a
-    diverged one has a result and is not. Returns the records of the suite's runs by id.
+    diverged one has a result and is not. tuning_only: no reported runs. exhaustive: where the suite
+    searches for k, also every k alone. Returns the records of the runs by id.
     """
     for posed in {(canonical(r.spec.problem), r.spec.nodes): r for r in suite.all_runs()}.values():
         try:
@@ -183,10 +188,12 @@ def run_suite(
         for run in runs:
             if run.spec.id not in records and not rerun and (record := store.load(run.spec)):
                 records[run.spec.id] = record
+        # a k that was searched for may be another method's own: one run for both
+        distinct = {run.spec.id: run.spec for run in runs}
         return [
-            run.spec
-            for run in runs
-            if run.spec.id not in records or records[run.spec.id].status == "failed"
+            spec
+            for key, spec in distinct.items()
+            if key not in records or records[key].status == "failed"
         ]
 
     def execute(specs: list[RunSpec]) -> None:
@@ -199,7 +206,12 @@ def run_suite(
                 store.save(record)
                 records[record.id] = record
 
-    tuning = pending(suite.tuning)
+    alone = suite.exhaustive() if exhaustive else None
+    tuning = pending([*suite.tuning, *(alone.tuning if alone else ())])
+    if tuning_only:
+        meter.start(tuning)
+        execute(tuning)
+        return records
     if tuning:  # then it is not known yet which of the reported runs are there
         ahead = [run.spec for run in suite.planned()]
     else:

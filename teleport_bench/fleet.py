@@ -21,7 +21,7 @@ import teleport_kernels as tk
 from teleport_bench import native, trace
 from teleport_bench.activation import BLOCK, draw_holders
 from teleport_bench.algorithms import State
-from teleport_bench.curves import Curves, Outcome
+from teleport_bench.curves import Curves, Outcome, Target
 from teleport_bench.graphs import Graphs
 from teleport_bench.metrics import AXES
 from teleport_bench.native.calls import PHASES
@@ -60,15 +60,14 @@ def group(specs: Sequence[RunSpec], most: int | None = None) -> list[list[RunSpe
     (FLEET_BYTES), unless a single run has more.
 
     They share algorithm, problem, optimiser constants and the rounds that are evaluated; nodes,
-    active nodes, topology, step size, schedule and seed may differ.
+    active nodes, their draw, topology, step size, schedule and seed may differ.
     """
     most = FLEET_BYTES if most is None else most
     groups: dict[str, list[list[RunSpec]]] = {}
     sizes: dict[str, int] = {}
     for spec in specs:
-        shared = spec.model_dump(
-            mode="json", exclude={"nodes", "active", "topology", "lr", "schedule", "seed"}
-        )
+        own = {"nodes", "active", "share", "topology", "lr", "schedule", "seed"}
+        shared = spec.model_dump(mode="json", exclude=own)
         key = canonical(shared)
         parts = groups.setdefault(key, [[]])
         size = spec.n_active * spec.build_problem().n_params * 4
@@ -112,7 +111,10 @@ class Fleet:
         self.topologies = [spec.build_topology() for spec in specs]
 
         # Runs that share seed, nodes and active nodes share their random choices: one member.
-        of_run = [Member(s.seed, s.nodes, s.n_active) for s in specs]
+        of_run = [
+            Member(s.seed, s.nodes, s.n_active, (s.share.first, s.share.among) if s.share else None)
+            for s in specs
+        ]
         self.members = list(dict.fromkeys(of_run))
         worlds = {world: i for i, world in enumerate(worlds_of(self.members))}
         self.problem = self.spec.build_problem().fleet(self.members, self.device)
@@ -173,8 +175,9 @@ class Fleet:
         """All rounds of all runs. Calls on_tick after each block and each evaluation."""
         recorder = _Recorder(self)
         state, nodes = self._start()
+        due, looks = set(self.spec.evaluations()), set(self.spec.looks())
+        recorder.look(0, state["x"])
         recorder.evaluate(0, state["x"], on_tick)
-        due = set(self.spec.evaluations())
         before: list[NDArray[np.int64]] = []
         place = Place(nodes)
         with self.choices.drawing():
@@ -184,15 +187,18 @@ class Fleet:
                     holders = self.choices.take(start // BLOCK)
                     recorder.count(start, holders, before or [h[0] for h in holders])
                     before = [h[-1] for h in holders]
-                stops = sorted({start, end} | (due & set(range(start + 1, end))))
+                stops = sorted({start, end} | ((due | looks) & set(range(start + 1, end))))
                 for first, last in itertools.pairwise(stops):
                     state = self._rounds(state, place, start, first, last)
                     on_tick(Tick((last - first) * self.n_rows, last))
-                    if last not in due:
+                    if last not in due and last not in looks:
                         continue
                     self.final = place.stored(state["x"], self)
-                    recorder.evaluate(last, self.final, on_tick)
-                    if recorder.all_diverged:
+                    if last in looks:
+                        recorder.look(last, self.final)
+                    if last in due or recorder.ending.any():
+                        recorder.evaluate(last, self.final, on_tick, all_runs=last in due)
+                    if recorder.all_over:
                         left = (self.spec.rounds - last) * self.n_rows
                         on_tick(Tick(left, self.spec.rounds))
                         return recorder.outcomes()
@@ -353,7 +359,8 @@ class Choices:
     def _draw(self, block: int) -> _Drawn:
         fleet, activation = self._fleet, self._fleet.algorithm.activation
         holders = [
-            draw_holders(activation, m.seed, m.nodes, m.active, block) for m in fleet.members
+            draw_holders(activation, m.seed, m.nodes, m.active, block, m.share)
+            for m in fleet.members
         ]
         node = [h + offset for h, offset in zip(holders, fleet.node_offset, strict=True)]
         data: list[NDArray[Any]] = [fleet.problem.draw(i, block, h) for i, h in enumerate(holders)]
@@ -491,6 +498,12 @@ class _Recorder:
         problem = fleet.spec.build_problem()
         objective, self.headline = problem.metrics[:2]
         self.curves = Curves(len(specs), objective)
+        stop = fleet.spec.stop
+        self.target = Target(stop.metric, stop.value, stop.window, len(specs)) if stop else None
+        self.over = np.zeros(len(specs), dtype=bool)
+        """(runs,): those that have reached their target, or diverged; they have no more points."""
+        self.ending = self.over.copy()
+        """(runs,): those that have reached it at this look, whose last point is to come."""
         self.rows = torch.bincount(fleet.run, minlength=len(specs))
         self.active = np.array([spec.n_active for spec in specs])
         self.nodes = np.array([spec.nodes for spec in specs])
@@ -512,29 +525,45 @@ class _Recorder:
         self.sent = self.sent[-1] + np.concatenate([np.zeros_like(sums[:1]), sums])
         self.start = start
 
-    def evaluate(self, t: int, x: Tensor, on_tick: Callable[[Tick], None]) -> None:
-        """Take all metrics after t rounds."""
+    def look(self, t: int, x: Tensor) -> None:
+        """See whether runs have reached their target after t rounds."""
+        if self.target is None:
+            return
+        with self.fleet.phase("metric"):
+            self.ending = self.target.look(t, self._metrics(x)[self.target.metric]) & ~self.over
+
+    def evaluate(
+        self, t: int, x: Tensor, on_tick: Callable[[Tick], None], all_runs: bool = True
+    ) -> None:
+        """Take all metrics after t rounds, of the runs that end here or of all that go on."""
         fleet, problem = self.fleet, self.fleet.spec.build_problem()
         with fleet.phase("metric"):
-            mean, distance = tk.consensus(x, fleet.run)
-            found = fleet.problem.evaluate(x, mean, fleet.run, fleet.world)
-            found["consensus"] = distance / self.rows
-            values = {name: value.double().cpu().numpy() for name, value in found.items()}
+            values = self._metrics(x)
         gradients = t * self.active
         size = self.sent[t - self.start][self.sender] * problem.n_params * x.element_size()
         epochs = [problem.epochs(n, g) for n, g in zip(self.nodes, gradients, strict=True)]
         axes = (np.full_like(gradients, t), epochs, gradients, size, size / self.nodes)
         points = {name: np.asarray(v, dtype=float) for name, v in zip(AXES, axes, strict=True)}
-        self.curves.add(t, points | values)
-        alive = self.curves.alive
-        if alive.any():
-            on_tick(Tick(0, t, self.headline, float(values[self.headline][alive].mean())))
+        self.curves.add(t, points | values, ~self.over if all_runs else self.ending)
+        self.over |= self.ending | self.curves.diverged
+        self.ending = np.zeros_like(self.over)
+        if not self.over.all():
+            on_tick(Tick(0, t, self.headline, float(values[self.headline][~self.over].mean())))
+
+    def _metrics(self, x: Tensor) -> dict[str, NDArray[np.float64]]:
+        """(runs,) values by metric."""
+        fleet = self.fleet
+        mean, distance = tk.consensus(x, fleet.run)
+        found = fleet.problem.evaluate(x, mean, fleet.run, fleet.world)
+        found["consensus"] = distance / self.rows
+        return {name: value.double().cpu().numpy() for name, value in found.items()}
 
     @property
-    def all_diverged(self) -> bool:
-        return not self.curves.alive.any()
+    def all_over(self) -> bool:
+        return bool(self.over.all())
 
     def outcomes(self) -> list[Outcome]:
         share = self.active / self.active.sum()
         phases = self.fleet.phases.items()
-        return self.curves.outcomes([{k: v * s for k, v in phases} for s in share.tolist()])
+        spent = [{k: v * s for k, v in phases} for s in share.tolist()]
+        return self.curves.outcomes(spent, self.target)

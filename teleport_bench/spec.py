@@ -46,12 +46,14 @@ class Stop(StrictModel):
     a mean of the metric that is no worse than `value`; then it is over.
 
     A mean and not the first value: noise alone carries a run across a target for a moment. Looks
-    are taken after every round up to the 64th, and then after every 64th part more.
+    are taken every `every` rounds; without it after every round up to the 64th, and from there on
+    at distances of a 64th part.
     """
 
     metric: str
     value: float
     window: Count = 10
+    every: Count | None = None
 
 
 LOOKS = 64
@@ -153,13 +155,15 @@ class RunSpec(StrictModel):
         return sorted({*range(0, self.rounds + 1, self.eval_every), self.rounds})
 
     def looks(self) -> list[int]:
-        """Rounds after which the target is looked at, ascending."""
-        rounds = [*range(1, min(LOOKS, self.rounds) + 1)]
-        while (following := rounds[-1] + rounds[-1] // LOOKS) <= self.rounds and following > rounds[
-            -1
-        ]:
-            rounds.append(following)
-        return rounds
+        """Rounds after which the target is looked at, ascending; none without a target."""
+        if self.stop is None:
+            return []
+        if self.stop.every:
+            return [*range(0, self.rounds + 1, self.stop.every)]
+        rounds = [0]
+        while rounds[-1] < self.rounds:
+            rounds.append(rounds[-1] + max(1, rounds[-1] // LOOKS))
+        return rounds if rounds[-1] == self.rounds else rounds[:-1]
 
     def known_metrics(self) -> tuple[str, ...]:
         """The metrics that are evaluated along the run."""

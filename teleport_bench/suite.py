@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import json
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, ValidationError
 
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.locator import Loc, Locator
-from teleport_bench.metrics import ROUND_TIME
+from teleport_bench.metrics import ROUND_TIME, ROUNDS_TO_TARGET
 from teleport_bench.registry import StrictModel
 from teleport_bench.shown import Check, ClaimSpec, FigureSpec, MetricName, TableSpec
 from teleport_bench.spec import RunSpec, build_algorithm, canonical
+
+Search = Literal["search", "best"]
+"""How [tune] chooses k, as a method's `active`. search: all powers of two but the largest share a
+network for T rounds, then the largest has it for T more. best: each has a network of its own."""
+
+Scale = Literal["full", "small"]
 
 
 def _distinct(values: list[float]) -> list[float]:
@@ -37,9 +44,11 @@ class Method(StrictModel):
     """One method of the comparison: settings of its own over [run], and a grid of its own.
 
     label: its name in tables and figures; `{key}` stands for a setting, as in "k = {active}".
+    search: set by `active = "search"` or `active = "best"`, for a k that [tune] chooses.
     """
 
     label: str | None = None
+    search: Search | None = None
     grid: dict[str, Values] = {}
     run: dict[str, Any] = {}
 
@@ -48,7 +57,8 @@ class Tune(StrictModel):
     """How step sizes are chosen: every cell of the suite is run at every value, on other seeds.
 
     The best mean of the metric at the end wins; a value with a diverged run is out; ties go to the
-    smaller value.
+    smaller value. Where a method's k is chosen too, the best pair wins, and ties go to the
+    smaller k first.
     """
 
     lr: Annotated[list[PositiveFloat], AfterValidator(_distinct)] = Field(min_length=1)
@@ -64,7 +74,9 @@ class SuiteSpec(StrictModel):
     [grid]. set: settings that win over all of these, as `--set` gives them. tune: how step sizes
     are chosen. table, figure, claim: what the report shows. network: what simulated time and the
     bytes of the busiest node are computed by. alone: no run shares its fleet with another, so that
-    its times are its own. duration: how long it takes, by machine or scale, as text.
+    its times are its own. duration: how long it takes, by machine or scale, as text. small: what
+    `--scale small` sets instead, in the same tables. scale_note: set by it, the label of all that
+    it gives.
     """
 
     title: str
@@ -73,6 +85,8 @@ class SuiteSpec(StrictModel):
     grid: dict[str, Values] = {}
     method: list[dict[str, Any]] = Field(min_length=1)
     set: dict[str, Any] = {}
+    small: dict[str, Any] = {}
+    scale_note: str | None = None
     tune: Tune | None = None
     alone: bool = False
     duration: dict[str, str] = {}
@@ -84,11 +98,13 @@ class SuiteSpec(StrictModel):
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of a suite: its method's label and its cell, all settings but step size and seed."""
+    """A run of a suite: its method's label and its cell, all settings but step size and seed (and
+    but k, where that is chosen)."""
 
     label: str
     cell: str
     spec: RunSpec
+    search: Search | None = None
 
 
 @dataclass
@@ -103,11 +119,17 @@ class Suite:
     """The runs that choose step sizes; empty without [tune]."""
     _reported: list[PlannedRun] = field(default_factory=list)
 
+    @property
+    def scale_note(self) -> str | None:
+        """What all that a run at small scale gives is labelled with; None at full scale."""
+        return self.spec.scale_note
+
     @classmethod
-    def load(cls, name: str, overrides: Sequence[str] = ()) -> Suite:
+    def load(cls, name: str, overrides: Sequence[str] = (), scale: Scale = "full") -> Suite:
         """A built-in suite by name, or any suite file by path; overrides are KEY=VALUE.
 
-        Raises UserError naming file, line, key, and what was expected.
+        scale: "small" sets what the file has under [small]. Raises UserError naming file, line,
+        key, and what was expected.
         """
         path = find(name)
         try:
@@ -119,9 +141,11 @@ class Suite:
         except tomllib.TOMLDecodeError as error:
             raise UserError(f"{path} is not TOML: {error}") from error
         locator = Locator(str(path), text)
+        if scale == "small":
+            source = _at_small_scale(source, locator)
         for override in overrides:
             locator.overridden[_override(source, override)] = f"--set {override}"
-        return cls.from_source(suite_name(name), source, locator)
+        return cls.from_source(suite_name(name, scale), source, locator)
 
     @classmethod
     def from_source(
@@ -150,7 +174,7 @@ class Suite:
                     message = f"two methods have the label {label!r}: give each a label of its own"
                     raise UserError(where.at(("method", i, "label"), message))
         if tune:  # cells differ in seed; their trials are the same runs
-            self.tuning = list({run.spec.id: run for run in self.tuning}.values())
+            self.tuning = list({(run.cell, run.spec.id): run for run in self.tuning}.values())
         seen: set[str] = set()
         for run in self._reported:
             if run.spec.id in seen:
@@ -165,8 +189,14 @@ class Suite:
         """Plan the runs of method i; returns their labels."""
         tune, places = self.spec.tune, _places(i)
         own = {k: v for k, v in raw.items() if k not in ("label", "grid")}
+        options = {k: v for k, v in raw.items() if k not in own}
+        if own.get("active") in get_args(Search) and "active" not in self.spec.set:
+            options["search"] = own.pop("active")
+            if not tune:
+                message = f'active = "{options["search"]}" needs [tune], which chooses it'
+                raise UserError(where.at(("method", i, "active"), message))
         try:
-            method = Method.model_validate({**{k: raw[k] for k in raw if k not in own}, "run": own})
+            method = Method.model_validate(options | {"run": own})
         except ValidationError as error:
             raise UserError(where.explain(error, lambda loc: [("method", i, *loc)])) from None
         for place, table in (((), own), (("grid",), method.grid)):
@@ -199,29 +229,33 @@ class Suite:
             if not tune:
                 run = spec_of(cell)
             else:
-                run = spec_of(cell, lr=tune.lr[0])
+                k = {"active": 1} if method.search else {}
+                run = spec_of(cell, lr=tune.lr[0], **k)
                 if run.seed in tune.seeds:
                     message = f"seed {run.seed} is both tuned on and reported: take other seeds"
                     raise UserError(where.at(("tune", "seeds"), message))
-                for lr, seed in itertools.product(tune.lr, tune.seeds):
-                    trial = spec_of(cell, lr=lr, seed=seed, eval_every=run.rounds)
-                    self.tuning.append(self._plan(i, method, trial, where))
+                for k in candidates(run.nodes, method.search):
+                    for lr, seed in itertools.product(tune.lr, tune.seeds):
+                        trial = spec_of(cell, lr=lr, seed=seed, eval_every=run.rounds, **k)
+                        self.tuning.append(self._plan(i, method, trial, where))
             self._reported.append(self._plan(i, method, run, where))
             if len(self.all_runs()) > MAX_RUNS:
                 raise UserError(f"{where.name}: more than {MAX_RUNS} runs: make the grid smaller")
         return [run.label for run in self._reported[first:]]
 
     def _plan(self, i: int, method: Method, spec: RunSpec, where: Locator) -> PlannedRun:
-        label = method.label or default_label(spec)
+        label = method.label or default_label(spec, method.search)
+        # a k that is chosen is not known yet
+        unknown = {"lr", "active", "share"} if method.search else {"lr"} if self.spec.tune else None
         try:
-            label = label.format(**spec.model_dump(mode="json"))
+            label = label.format(**spec.model_dump(mode="json", exclude=unknown))
         except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             message = (
                 f"label {label!r} names no setting of a run, or not as it can be shown ({error}): "
                 "use keys such as {active} or {nodes}"
             )
             raise UserError(where.at(("method", i, "label"), message)) from None
-        return PlannedRun(label, cell_of(label, spec), spec)
+        return PlannedRun(label, cell_of(label, spec, method.search), spec, method.search)
 
     def _check_report(self, where: Locator) -> None:
         """Every table and figure shows metrics that there are, and averages over seeds alone."""
@@ -229,8 +263,11 @@ class Suite:
         if tune:
             self._check_metrics([tune.metric], where, ("tune", "metric"))
             self._check_evaluated(tune.metric, "no step size is chosen by it", where, "tune")
+        chosen = {"lr"} if tune else set()
+        if any(run.search for run in self._reported):
+            chosen |= {"active", "share"}
         runs = [(run.label, run.spec) for run in self._reported]
-        check = Check(runs, {"lr"} if tune else (), self.spec.network, where)
+        check = Check(runs, chosen, self.spec.network, where)
         check.tables(self.spec.table)
         check.figures(self.spec.figure)
         check.claims(self.spec.claim)
@@ -242,8 +279,12 @@ class Suite:
 
     def _check_metrics(self, names: Sequence[str], where: Locator, place: Loc) -> None:
         for run in self._reported:
-            known = (*run.spec.build_problem().metrics, "consensus", ROUND_TIME)
+            target = (ROUNDS_TO_TARGET,) if run.spec.stop else ()
+            known = (*run.spec.known_metrics(), ROUND_TIME, *target)
             missing = [name for name in names if name not in known]
+            if missing == [ROUNDS_TO_TARGET]:
+                message = f"'{ROUNDS_TO_TARGET}' needs a target: give the runs a stop"
+                raise UserError(where.at(place, message))
             if missing:
                 message = (
                     f"problem {run.spec.problem['name']} does not report '{missing[0]}': "
@@ -251,22 +292,31 @@ class Suite:
                 )
                 raise UserError(where.at(place, message))
 
-    def reported(self, chosen: dict[str, float] | None = None) -> list[PlannedRun]:
-        """The runs that tables and figures show, at the chosen step size of each cell.
+    def reported(self, chosen: Mapping[str, Mapping[str, Any]] | None = None) -> list[PlannedRun]:
+        """The runs that tables and figures show, at the chosen settings of each cell.
 
-        chosen: step size by cell, for a suite that tunes; a cell without one is left out.
+        chosen: step size, and k where it is chosen, by cell, for a suite that tunes; a cell without
+        a choice is left out.
         """
         if not self.spec.tune:
             return self._reported
         chosen = chosen or {}
         return [
-            PlannedRun(run.label, run.cell, _with_lr(run.spec, chosen[run.cell]))
+            dataclasses.replace(run, spec=_with(run.spec, chosen[run.cell]))
             for run in self._reported
             if run.cell in chosen
         ]
 
+    def exhaustive(self) -> Suite | None:
+        """The tuning of the methods that search for k, with every k alone; None without any."""
+        if not any(run.search == "search" for run in self.tuning):
+            return None
+        searching = [raw for raw in self.spec.method if raw.get("active") == "search"]
+        source = self.source | {"method": [raw | {"active": "best"} for raw in searching]}
+        return Suite.from_source(self.name, {**source, "table": [], "figure": []})
+
     def planned(self) -> list[PlannedRun]:
-        """The reported runs before step sizes are chosen: all but `lr` is as it will be."""
+        """The reported runs before `lr`, and `active` where it is searched for, are chosen."""
         return self._reported
 
     def all_runs(self) -> list[PlannedRun]:
@@ -278,20 +328,41 @@ class Suite:
         return list({run.cell: (run.cell, run.label, run.spec) for run in self._reported}.values())
 
 
-def default_label(spec: RunSpec) -> str:
+def default_label(spec: RunSpec, search: Search | None = None) -> str:
     """The algorithm's own label, with k where the algorithm chooses its active nodes."""
     algorithm = build_algorithm(spec.algorithm)
-    return algorithm.label + (f", k={spec.n_active}" if algorithm.partial else "")
+    k = {"search": "k searched", "best": "best k", None: f"k={spec.n_active}"}[search]
+    return algorithm.label + (f", {k}" if algorithm.partial else "")
 
 
-def cell_of(label: str, spec: RunSpec) -> str:
-    """What runs that differ only in step size, seed and evaluation rounds have in common."""
-    rest = spec.model_dump(mode="json", exclude={"lr", "seed", "eval_every"})
-    return f"{label} | {canonical(rest)}"
+def candidates(n_nodes: int, search: Search | None) -> list[dict[str, Any]]:
+    """The settings that a choice of k is made from: none of its own where it is not searched for.
+
+    All powers of two up to n. 1 + 2 + .. + 2^(m-1) = 2^m - 1 < n: in a search all of them but the
+    largest, 2^m, are active at disjoint nodes in the same T rounds, and the largest in T more.
+    """
+    if search is None:
+        return [{}]
+    largest = 2 ** (n_nodes.bit_length() - 1)
+    powers = [2**j for j in range(largest.bit_length())]
+    if search == "best":
+        return [{"active": k} for k in powers]
+    shared = [
+        {"active": k, "share": {"first": k - 1, "among": largest - 1}}
+        for k in powers
+        if k < largest
+    ]
+    return [*shared, {"active": largest}]
 
 
-def _with_lr(spec: RunSpec, lr: float) -> RunSpec:
-    return RunSpec.model_validate(spec.model_dump(mode="json") | {"lr": lr})
+def cell_of(label: str, spec: RunSpec, search: Search | None = None) -> str:
+    """What runs that differ only in what is chosen, seed and evaluation rounds have in common."""
+    own = {"lr", "seed", "eval_every"} | ({"active", "share"} if search else set())
+    return f"{label} | {canonical(spec.model_dump(mode='json', exclude=own))}"
+
+
+def _with(spec: RunSpec, settings: Mapping[str, Any]) -> RunSpec:
+    return RunSpec.model_validate(spec.model_dump(mode="json") | dict(settings))
 
 
 def built_in() -> dict[str, Path]:
@@ -302,6 +373,18 @@ def built_in() -> dict[str, Path]:
     if root is None:
         return {}
     return {p.relative_to(root).with_suffix("").as_posix(): p for p in sorted(root.rglob("*.toml"))}
+
+
+def scales(name: str) -> tuple[Scale, ...]:
+    """The scales at which a suite can be run."""
+    return ("full", "small") if "small" in tomllib.loads(find(name).read_text()) else ("full",)
+
+
+def of_group(name: str) -> list[str]:
+    """The built-in suites of a folder ("paper"), or the suite of that name alone."""
+    if name in built_in():
+        return [name]
+    return [suite for suite in built_in() if suite.startswith(f"{name}/")] or [name]
 
 
 def find(name: str) -> Path:
@@ -317,9 +400,47 @@ def find(name: str) -> Path:
     )
 
 
-def suite_name(name: str) -> str:
-    """The folder of a suite's results: the built-in name, or the file's without its ending."""
-    return name if name in built_in() else Path(name).stem
+def suite_name(name: str, scale: Scale = "full") -> str:
+    """The folder of a suite's results: the built-in name, or the file's without its ending, and
+    the scale unless it is full."""
+    stem = name if name in built_in() else Path(name).stem
+    return stem if scale == "full" else f"{stem}-{scale}"
+
+
+def _at_small_scale(source: dict[str, Any], where: Locator) -> dict[str, Any]:
+    """The parsed file with what stands under [small] in its place, and a note that says so."""
+    small = source.get("small")
+    if not small or not isinstance(small, dict):
+        raise UserError(f"{where.name} has no [small] table, so no other scale: leave --scale out")
+    changes = []
+    for path, value in _leaves(small, source):
+        where.overridden[path] = "[small]"
+        full: Any = source
+        for key in path:
+            full = full.get(key) if isinstance(full, dict) else None
+        if path[0] in ("run", "grid", "tune"):
+            was = "" if full is None else f" instead of {_brief(full)}"
+            changes.append(f"{'.'.join(map(str, path[1:]))} = {_brief(value)}{was}")
+    merged = _merge({k: v for k, v in source.items() if k != "small"}, small)
+    return merged | {"scale_note": f"Small scale: {'; '.join(changes)}."}
+
+
+def _leaves(table: dict[str, Any], base: Any, path: Loc = ()) -> Iterator[tuple[Loc, Any]]:
+    """Every value of a table of changes with its path; one that replaces a whole is one value."""
+    for key, value in table.items():
+        under = base.get(key) if isinstance(base, dict) else None
+        if isinstance(value, dict) and isinstance(under, dict) and "name" not in value:
+            yield from _leaves(value, under, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def _brief(value: Any) -> str:
+    """A setting in a sentence: a component by its name and options, a list in brackets."""
+    if isinstance(value, dict) and "name" in value:
+        options = ", ".join(f"{k} {_brief(v)}" for k, v in value.items() if k != "name")
+        return f"{value['name']}" + (f" ({options})" if options else "")
+    return canonical(value).replace('"', "").replace(",", ", ")
 
 
 def _places(method: int) -> Callable[[Loc], list[Loc]]:

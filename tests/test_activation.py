@@ -136,3 +136,16 @@ def test_fixed_holders_are_the_first_k_nodes():
 @pytest.mark.parametrize("k", [1, 3])
 def test_a_block_has_a_row_for_each_of_its_rounds(k):
     assert draw_holders("uniform", 0, 9, k, 0).shape == (BLOCK, k)
+
+
+@settings(deadline=None)
+@given(st.integers(2, 70), st.integers(0, 2**32 - 1))
+def test_parts_of_a_draw_share_a_network(n, seed):
+    """All powers of two below the largest fit into n nodes together: 1 + 2 + .. < n."""
+    largest = 2 ** (n.bit_length() - 1)
+    parts = [2**j for j in range(largest.bit_length() - 1)]
+    among = sum(parts)
+    assert among < n
+    drawn = [draw_holders("uniform", seed, n, k, 3, share=(k - 1, among)) for k in parts]
+    assert [d.shape[1] for d in drawn] == parts
+    assert np.array_equal(np.concatenate(drawn, 1), draw_holders("uniform", seed, n, among, 3))

@@ -350,3 +350,30 @@ def test_dsgd_on_a_ring_needs_more_rounds_as_n_grows_and_teleportation_does_not(
     teleportation = [error(algorithm="teleportation", active=4, nodes=n) for n in (8, 32)]
     assert dsgd[1] > 2 * dsgd[0]
     assert teleportation[1] < dsgd[1] / 2
+
+
+def test_runs_that_share_a_draw_are_what_they_are_alone():
+    """And each sees uniformly drawn nodes: the parts of a draw of 7 out of 12."""
+    runs = [
+        spec(algorithm="teleportation", nodes=12, active=k, share={"first": k - 1, "among": 7})
+        for k in (1, 2, 4)
+    ]
+    assert len(group(runs)) == 1
+    together = advance(*runs)
+    for one, outcome in zip(runs, together, strict=True):
+        assert advance(one)[0].curves == outcome.curves
+    own = advance(spec(algorithm="teleportation", nodes=12, active=4))[0]
+    assert own.curves["consensus"] != together[2].curves["consensus"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"share": {"first": 5, "among": 7}, "active": 3}, "first .* active <= among"),
+        ({"share": {"first": 0, "among": 13}, "active": 3}, "among <= nodes"),
+        ({"share": {"first": 0, "among": 3}, "algorithm": "dsgd"}, "draws no nodes"),
+    ],
+)
+def test_a_share_that_cannot_be(settings, message):
+    with pytest.raises(ValueError, match=message):
+        spec(**{"algorithm": "teleportation", "nodes": 12} | settings)

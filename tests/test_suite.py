@@ -161,7 +161,7 @@ def test_a_suite_that_tunes_tries_every_value_on_every_tuning_seed_of_every_cell
 def test_a_suite_that_tunes_reports_each_cell_at_its_chosen_step_size(texts):
     suite = Suite.from_source("tuned", tomllib.loads(texts["tuned"]))
     first, second, *_ = [cell for cell, _, _ in suite.cells()]
-    reported = suite.reported({first: 0.05, second: 0.1})
+    reported = suite.reported({first: {"lr": 0.05}, second: {"lr": 0.1}})
     assert {(run.cell, run.spec.lr) for run in reported} == {(first, 0.05), (second, 0.1)}
     assert sorted(run.spec.seed for run in reported) == [0, 0, 1, 1]
     assert suite.reported({}) == []

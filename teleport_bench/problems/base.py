@@ -16,11 +16,15 @@ from teleport_bench.native.calls import Call, Rows
 
 class Member(NamedTuple):
     """What the random choices of a run may depend on. Runs of a fleet that agree in it share them:
-    two step sizes see the same nodes, samples and noise."""
+    two step sizes see the same nodes, samples and noise.
+
+    share: (first, among), the part of a larger draw of nodes; None for a draw of its own.
+    """
 
     seed: int
     nodes: int
     active: int
+    share: tuple[int, int] | None = None
 
 
 class FleetProblem(ABC):

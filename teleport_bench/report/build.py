@@ -33,7 +33,8 @@ def open_report(folder: Path) -> tuple[Suite, dict[str, Record]]:
 def load_records(suite: Suite, store: Store) -> dict[str, Record]:
     """The records of the suite's runs that are on disk, by run id."""
     records: dict[str, Record] = {}
-    for run in suite.tuning:
+    alone = suite.exhaustive()
+    for run in [*suite.tuning, *(alone.tuning if alone else ())]:
         if record := store.load(run.spec):
             records[record.id] = record
     for run in suite.reported(chosen(suite, records)):
@@ -44,20 +45,26 @@ def load_records(suite: Suite, store: Store) -> dict[str, Record]:
 
 def build(suite: Suite, records: Mapping[str, Record]) -> tuple[list[Table], dict[str, bytes]]:
     """The tables, that of the claims last, and the content of every file of the report by path."""
-    from teleport_bench.report import figures, page  # load seaborn and matplotlib
+    from teleport_bench.report import figures, page, search  # load seaborn and matplotlib
 
     data: Frame = frame(suite, records)
     tuned = tuning_table(data)
     tables = [build_table(data, spec) for spec in suite.spec.table] + ([tuned] if tuned else [])
+    files: dict[str, bytes] = {}
+    found = search.find(suite, records)
+    if found:
+        tables.append(search.table(suite, found))
+        files["search.json"] = search.to_json(found).encode()
     verdicts = [claims.judge(data, claim) for claim in suite.spec.claim]
     details = [claims.case_table(data, verdict) for verdict in verdicts]
     if verdicts:
         tables.append(claims.claims_table(data, verdicts))
-    files: dict[str, bytes] = {}
     for table in [*tables, *details]:
         files[f"tables/{table.name}.md"] = table.markdown().encode()
         files[f"tables/{table.name}.csv"] = table.csv().encode()
         files[f"tables/{table.name}.tex"] = table.latex().encode()
+    if found:
+        files |= {f"figures/search.{k}": v for k, v in search.draw(suite, found).items()}
     drawn: dict[str, bytes] = {}
     for spec in suite.spec.figure:
         forms = figures.draw(data, spec)

@@ -286,8 +286,8 @@ def _numbers(c: Comparison | None) -> dict[str, Any]:
     return ends | {"unknown": c.unknown}
 
 
-def summary(folders: Sequence[Path]) -> Table | None:
-    """How many claims of several suites are supported; None where no folder has any.
+def summary(folders: Sequence[Path]) -> Table:
+    """How many claims of several suites are supported, and the reasons where one is not.
 
     folders: of results, each with what `run` wrote; those without claims are passed over.
     """
@@ -310,8 +310,6 @@ def summary(folders: Sequence[Path]) -> Table | None:
             for claim in content["claims"]
             if claim["verdict"] != "supported"
         ]
-    if not rows:
-        return None
     rows.append(["all", *(total[verdict] for verdict in VERDICTS)])
     columns = ["suite", *VERDICTS]
     return Table("summary", "Claims of all suites", columns, columns, rows, notes)

@@ -28,7 +28,7 @@ from matplotlib.ticker import (
 from teleport_bench.metrics import AXES, COSTS, METRICS, ROUNDS_TO_TARGET, setting
 from teleport_bench.report.frame import Frame, column
 from teleport_bench.report.statistics import summarise
-from teleport_bench.report.style import Style, style_of
+from teleport_bench.report.style import MARKERS, Style, style_of
 from teleport_bench.report.tables import order, show
 from teleport_bench.shown import FigureSpec
 
@@ -273,12 +273,19 @@ def _unfinished(runs: pd.DataFrame, spec: FigureSpec) -> list[str]:
 
 
 def _styles(frame: Frame) -> dict[str, Style]:
+    """The look of each method shown; two of the suite that would look alike differ in markers."""
     styles: dict[str, Style] = {}
-    for run in frame.reported:
+    for run in frame.suite.planned():
+        if run.label in styles:
+            continue
         spec = run.spec
-        style = style_of(spec.algorithm["name"], spec.n_active, spec.topology["name"])
-        styles.setdefault(run.label, style)
-    return styles
+        active = run.search or spec.n_active
+        style = style_of(spec.algorithm["name"], active, spec.topology["name"])
+        others = (style._replace(marker=marker) for marker in MARKERS)
+        taken = styles.values()
+        free = next((s for s in (style, *others) if s not in taken), style)
+        styles[run.label] = free
+    return {run.label: styles[run.label] for run in frame.reported}
 
 
 def _legend(figure: Figure, frame: Frame, spec: FigureSpec) -> None:

@@ -44,7 +44,7 @@ class Frame:
     @property
     def note(self) -> str | None:
         """What every part of the report has to say of itself: that it is of a smaller scale."""
-        return getattr(self.suite, "scale_note", None)
+        return self.suite.scale_note
 
     def view(self, item: Item, keys: Sequence[str] = (), names: Sequence[str] = ()) -> Frame:
         """The runs that an item shows.
@@ -125,7 +125,7 @@ def frame(suite: Suite, records: Mapping[str, Record]) -> Frame:
             "algorithm": planned.spec.algorithm["name"],
             "topology": planned.spec.topology["name"],
             "nodes": planned.spec.nodes,
-            "active": planned.spec.n_active,
+            "active": specs[-1].n_active if run or not planned.search else float("nan"),
             "lr": run.spec.lr if run else float("nan"),
             "seed": planned.spec.seed,
             "status": status,

@@ -1,0 +1,261 @@
+"""The choice of k: the search within 2T rounds, and every k alone beside it."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+
+import pytest
+
+from teleport_bench import Suite
+from teleport_bench.errors import UserError
+from teleport_bench.report import search
+from teleport_bench.suite import candidates
+from teleport_bench.tune import choose, chosen, step_sizes
+
+SEARCH = """\
+title = "A search"
+
+[run]
+rounds = 70
+topology = "ring"
+problem = { name = "quadratic", dim = 5 }
+
+[grid]
+nodes = [5, 9]
+seed = [0, 1]
+
+[[method]]
+algorithm = "dsgd"
+
+[[method]]
+algorithm = "teleportation"
+active = "search"
+
+[[method]]
+algorithm = "teleportation"
+active = 2
+
+[tune]
+lr = [0.05, 0.1]
+seeds = [100, 101]
+metric = "objective_gap"
+
+[[table]]
+name = "gap"
+values = ["objective_gap"]
+pivot = "nodes"
+
+[small.run]
+rounds = 8
+
+[small.grid]
+nodes = [5]
+"""
+
+
+def make(**changes) -> Suite:
+    return Suite.from_source("searching", tomllib.loads(SEARCH) | changes)
+
+
+@pytest.mark.parametrize("n", range(1, 140))
+def test_the_candidates_are_the_powers_of_two_and_all_but_the_largest_fit_into_n_nodes(n):
+    found = candidates(n, "search")
+    assert [c["active"] for c in found] == [2**j for j in range(n.bit_length()) if 2**j <= n]
+    assert [c["active"] for c in candidates(n, "best")] == [c["active"] for c in found]
+    shares = [(c["share"]["first"], c["active"], c["share"]["among"]) for c in found[:-1]]
+    assert "share" not in found[-1]
+    taken = [node for first, k, _ in shares for node in range(first, first + k)]
+    assert taken == list(range(len(taken)))  # disjoint, without a gap
+    assert all(among == len(taken) < n for *_, among in shares)
+
+
+def test_25_nodes_share_1_2_4_and_8_and_then_take_16():
+    found = candidates(25, "search")
+    assert [c["share"]["among"] for c in found[:-1]] == [15] * 4
+    assert found[-1] == {"active": 16}
+
+
+@pytest.fixture
+def records(make_record):
+    """Records of all tuning runs from a function (k, lr, seed) -> score or status."""
+
+    def records(suite, score):
+        made = {}
+        for run in suite.tuning:
+            value = score(run.spec.n_active, run.spec.lr, run.spec.seed)
+            finals = {} if isinstance(value, str) else {"objective_gap": value}
+            status = value if isinstance(value, str) else "finished"
+            made[run.spec.id] = make_record(run.spec, status, **finals)
+        return made
+
+    return records
+
+
+def searched(suite):
+    return next(cell for cell, label, s in suite.cells() if "searched" in label and s.nodes == 9)
+
+
+def test_the_best_pair_of_k_and_step_size_is_chosen(records):
+    suite = make()
+    scores = {(4, 0.1): 1.0, (8, 0.05): 0.5}
+    found = choose(suite, records(suite, lambda k, lr, _: scores.get((k, lr), 2.0)))
+    choice = found[searched(suite)]
+    assert (choice.active, choice.lr) == (8, 0.05)
+    assert choice.scores == {0.05: 0.5, 0.1: 1.0}  # the best of any k
+    assert choice.by_active[4] == {0.05: 2.0, 0.1: 1.0}
+    fixed = [c for cell, c in found.items() if "searched" not in cell]
+    assert {(c.active, c.lr) for c in fixed} == {(None, 0.05)}
+    reported = suite.reported(step_sizes(found))
+    mine = {(r.spec.n_active, r.spec.lr) for r in reported if r.cell == searched(suite)}
+    assert mine == {(8, 0.05)}
+    assert all(r.spec.share is None for r in reported)
+
+
+def test_ties_go_to_the_smaller_k_and_then_to_the_smaller_step_size(records):
+    suite = make()
+    choice = choose(suite, records(suite, lambda k, *_: 1.0 if k in (2, 4) else 3.0))
+    assert (choice[searched(suite)].active, choice[searched(suite)].lr) == (2, 0.05)
+
+
+def test_a_k_that_diverges_is_out_at_that_step_size_alone(records):
+    suite = make()
+    bad = {(8, 0.1, 101): "diverged"}
+    made = records(suite, lambda k, lr, s: bad.get((k, lr, s), 1 / k + (lr == 0.05)))
+    choice = choose(suite, made)[searched(suite)]
+    assert (choice.active, choice.lr) == (4, 0.1)
+    assert choice.by_active[8] == {0.05: 1.125, 0.1: None}
+    assert choice.lost == {}
+
+
+def test_runs_that_reach_their_target_sooner_are_better_and_none_is_dropped(make_record):
+    stop = {"metric": "objective_gap", "value": 0.1}
+    run = tomllib.loads(SEARCH)["run"] | {"stop": stop}
+    tune = tomllib.loads(SEARCH)["tune"] | {"metric": "rounds_to_target"}
+    method = [{"algorithm": "dsgd"}]
+    suite = make(run=run, tune=tune, method=method, grid={"nodes": [5]})
+    reached = {(0.05, 100): 60, (0.05, 101): 60, (0.1, 100): 5, (0.1, 101): None}
+
+    def made(reached):
+        return {
+            r.spec.id: make_record(r.spec, objective_gap=r.spec.lr).model_copy(
+                update={"reached_at": reached[r.spec.lr, r.spec.seed]}
+            )
+            for r in suite.tuning
+        }
+
+    (choice,) = choose(suite, made(reached)).values()
+    assert choice.scores == {0.05: 60.0, 0.1: 72.5}  # one of two censored: (5 + 2 x 70) / 2
+    assert choice.lr == 0.05
+    (none,) = choose(suite, made(dict.fromkeys(reached))).values()
+    assert none.scores == {0.05: 140.0, 0.1: 140.0}
+    assert none.lr == 0.05  # whose metric is closer to the target
+
+
+def test_a_search_needs_tuning():
+    source = tomllib.loads(SEARCH)
+    del source["tune"]
+    source["run"]["lr"] = 0.1
+    with pytest.raises(UserError, match=r'active = "search" needs \[tune\]'):
+        Suite.from_source("searching", source)
+
+
+def test_a_given_k_needs_no_search():
+    assert {r.spec.n_active for r in make(set={"active": 2}, method=[METHOD]).planned()} == {2}
+    assert make(set={"active": 2}, method=[METHOD]).exhaustive() is None
+
+
+METHOD = {"algorithm": "teleportation", "active": "search"}
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory, bench):
+    """The folder of a suite that was tuned with every k alone beside the search."""
+    folder = tmp_path_factory.mktemp("tuned")
+    (folder / "searching.toml").write_text(SEARCH)
+    done = bench(
+        *("tune", folder / "searching.toml", "--out", folder / "out"),
+        *("--device", "cpu", "--exhaustive"),
+    )
+    assert done.code == 0, done.err
+    return folder, done
+
+
+def test_tune_runs_what_chooses_and_nothing_else(tuned):
+    folder, done = tuned
+    assert "Step sizes" in done.out
+    assert "The search for k within 2T rounds" in done.out
+    assert "missing" not in done.out
+    seeds = {json.loads(p.read_text())["spec"]["seed"] for p in folder.glob("out/*/runs/*.json")}
+    assert seeds == {100, 101}
+
+
+def test_the_search_takes_2t_rounds_and_every_k_alone_takes_m_plus_1_times_t(tuned):
+    folder, _ = tuned
+    found = json.loads((folder / "out/searching/search.json").read_text())
+    by_n = {f["nodes"]: f for f in found}
+    assert [by_n[n]["rounds"] for n in (5, 9)] == [140, 140]
+    assert [by_n[n]["alone_rounds"] for n in (5, 9)] == [3 * 70, 4 * 70]
+    assert [by_n[n]["most_active"] for n in (5, 9)] == [4, 8]
+    for f in found:
+        assert set(f["alone"]) == set(f["scores"])
+        largest = max(f["scores"], key=int)
+        assert f["alone"][largest] == f["scores"][largest]  # it is alone in both
+        assert f["alone"]["1"] != f["scores"]["1"]
+
+
+def test_what_tune_has_run_is_not_run_again(tuned, bench):
+    folder, _ = tuned
+    where = (folder / "searching.toml", "--out", folder / "out", "--device", "cpu")
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("out/*/runs/*.json")}
+    done = bench("run", *where)
+    assert done.code == 0, done.err
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    new = set(folder.glob("out/*/runs/*.json")) - set(before)
+    assert {json.loads(p.read_text())["spec"]["seed"] for p in new} == {0, 1}
+    page = (folder / "out/searching/index.html").read_text()
+    assert "The search for k within 2T rounds" in page
+    assert bench("report", folder / "searching.toml", "--out", folder / "out", "--check").code == 0
+
+
+def test_tune_without_anything_to_choose_is_refused(bench, write, texts, tmp_path):
+    done = bench("tune", write(texts["tiny"]), "--out", tmp_path)
+    assert done.code == 2
+    assert "has no [tune]" in done.err
+
+
+def test_two_candidates_at_one_node_would_be_seen():
+    suite = make()
+    specs = [r.spec for r in suite.tuning if r.search and r.spec.nodes == 9 and r.spec.seed == 100]
+    one = next(s for s in specs if s.n_active == 4)
+    clash = one.model_copy(update={"active": 2})
+    with pytest.raises(RuntimeError, match="two candidates"):
+        search._count([one, clash])
+
+
+def test_small_scale_is_the_same_plan_with_other_settings(tmp_path, write, bench):
+    path = write(SEARCH, "searching")
+    suite = Suite.load(str(path), scale="small")
+    assert suite.name == "searching-small"
+    assert {r.spec.rounds for r in suite.all_runs()} == {8}
+    assert (
+        suite.scale_note == "Small scale: rounds = 8 instead of 70; nodes = [5] instead of [5, 9]."
+    )
+    assert Suite.load(str(path)).scale_note is None
+    assert Suite.load(str(path), ["rounds=9"], "small").planned()[0].spec.rounds == 9
+    done = bench("run", path, "--scale", "small", "--out", tmp_path / "out", "--device", "cpu")
+    assert done.code == 0, done.err
+    assert chosen(suite, {}) == {}
+    assert (tmp_path / "out/searching-small/index.html").exists()
+    assert bench("report", path, "--scale", "small", "--out", tmp_path / "out", "--check").code == 0
+
+
+def test_a_mistake_under_small_is_reported_there(write):
+    path = write(SEARCH.replace("rounds = 8\n", "rounds = -8\n"), "searching")
+    with pytest.raises(UserError, match=r"\[small\]: rounds: .* greater than 0, got -8"):
+        Suite.load(str(path), scale="small")
+
+
+def test_a_suite_of_one_scale_says_so(write, texts):
+    with pytest.raises(UserError, match=r"no \[small\] table.*leave --scale out"):
+        Suite.load(str(write(texts["tiny"])), scale="small")
