@@ -180,13 +180,13 @@ def keys_of(settings: Mapping[str, Scalar]) -> list[str]:
 def varying(labels: Sequence[str], settings: Sequence[Mapping[str, Scalar]]) -> list[str]:
     """The settings that differ between runs of one label, without those of `OWN`."""
     first: dict[str, Mapping[str, Scalar]] = {}
-    keys: dict[str, None] = {}
+    names: dict[str, None] = {}
+    differ: set[str] = set()
     for label, mine in zip(labels, settings, strict=True):
         other = first.setdefault(label, mine)
-        if other is not mine:
-            names = dict.fromkeys([*other, *mine])
-            keys |= {k: None for k in names if k not in OWN and other.get(k) != mine.get(k)}
-    return list(keys)
+        names |= dict.fromkeys(mine)
+        differ |= {k for k in {**other, **mine} if other.get(k) != mine.get(k)}
+    return [k for k in names if k in differ and k not in OWN]
 
 
 @dataclass

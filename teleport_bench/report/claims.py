@@ -203,6 +203,7 @@ def claims_table(frame: Frame, verdicts: Sequence[Verdict]) -> Table:
         ["claim", "sentence", "source", "verdict", "holds", "worst"],
         rows,
         [*notes, *remark(frame)],
+        texts=range(6),
     )
 
 
@@ -246,6 +247,7 @@ def case_table(frame: Frame, v: Verdict) -> Table:
         rows,
         [*notes, *remark(frame)],
         v.claim.tags,
+        (0, 1, len(heads) + 4),
     )
 
 

@@ -20,10 +20,12 @@ from matplotlib.ticker import (
     EngFormatter,
     FixedLocator,
     FuncFormatter,
+    LogLocator,
     MaxNLocator,
     NullLocator,
     ScalarFormatter,
 )
+from matplotlib.transforms import ScaledTranslation
 
 from teleport_bench.metrics import AXES, COSTS, METRICS, ROUNDS_TO_TARGET, setting
 from teleport_bench.report.frame import Frame, column
@@ -128,6 +130,10 @@ def _panel(ax: Axes, frame: Frame, spec: FigureSpec, at: dict[Any, Any]) -> list
         _lines(ax, frame, spec, data, x, points)
     if metric.log and len(data) and (data[spec.y] > 0).all():
         ax.set_yscale("log")
+    if spec.y == ROUNDS_TO_TARGET and len(data):
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
     if spec.curve:
         _target(ax, frame, spec, runs)
     if spec.ylim:
@@ -165,9 +171,13 @@ def _lines(
 ) -> None:
     styles = _styles(frame)
     if spec.y == ROUNDS_TO_TARGET:
-        for label in dict.fromkeys(point["method"] for point in points):
+        shown = [label for label in styles if any(label == point["method"] for point in points)]
+        for i, label in enumerate(shown):
             mine = [point for point in points if point["method"] == label]
-            _censored_line(ax, spec, sorted(mine, key=lambda p: order(p[spec.x])), styles[label])
+            mine.sort(key=lambda p: order(p[spec.x]))
+            # side by side: methods that do not reach the target share one bound
+            aside = (i - (len(shown) - 1) / 2) * 2.5
+            _censored_line(ax, spec, mine, styles[label], aside)
         return
     sns.lineplot(
         data.assign(method=data["label"]),
@@ -190,23 +200,33 @@ def _lines(
 
 
 def _censored_line(
-    ax: Axes, spec: FigureSpec, points: Sequence[dict[str, Any]], style: Style
+    ax: Axes, spec: FigureSpec, points: Sequence[dict[str, Any]], style: Style, aside: float
 ) -> None:
-    """A mean with its range; where seeds are censored an open marker at the bound, an arrow up."""
+    """Means with their ranges; where seeds are censored an open marker at the bound, an arrow up.
+
+    aside: points (1/72 inch) to the right of x.
+    """
+    figure: Any = ax.figure
+    to = ax.transData + ScaledTranslation(aside / 72, 0, figure.dpi_scale_trans)
     xs = [point[spec.x] for point in points]
     ys = [point["bound"] if point["mean"] is None else point["mean"] for point in points]
-    (line,) = ax.plot(xs, ys, color=style.colour, linewidth=1.5)
+    drawn: list[Any] = [*ax.plot(xs, ys, color=style.colour, linewidth=1.5)]
     if style.dashes:
-        line.set_dashes(style.dashes)
+        drawn[0].set_dashes(style.dashes)
     for point, x, y in zip(points, xs, ys, strict=True):
         look: dict[str, Any] = {"marker": style.marker, "color": style.colour, "markersize": 5}
         if point["mean"] is None:
-            ax.plot([x], [y], markerfacecolor="white", zorder=4, linestyle="none", **look)
+            drawn += ax.plot([x], [y], markerfacecolor="white", zorder=4, ls="none", **look)
             up = {"arrowstyle": "<-", "color": style.colour, "shrinkA": 0, "shrinkB": 3}
-            ax.annotate("", (x, y), (0, 17), textcoords="offset points", arrowprops=up)
+            at = (ax.xaxis.convert_units(x), y)  # type: ignore[no-untyped-call]
+            ax.annotate("", at, (0, 17), to, "offset points", arrowprops=up)
+            ax.update_datalim([(0, 1.8 * y)], updatex=False)  # room for the arrow
         else:
             spread = [[y - point["min"]], [point["max"] - y]]
-            ax.errorbar([x], [y], spread, markeredgecolor="white", capsize=2, ls="none", **look)
+            look["markeredgecolor"] = "white"
+            drawn += ax.errorbar([x], [y], spread, capsize=2, ls="none", **look).get_children()
+    for artist in drawn:
+        artist.set_transform(to)  # after the limits of the axes took its values
 
 
 def _target(ax: Axes, frame: Frame, spec: FigureSpec, runs: pd.DataFrame) -> None:
@@ -226,6 +246,8 @@ def _x_axis(ax: Axes, spec: FigureSpec, values: Sequence[Any]) -> None:
             ax.xaxis.set_major_locator(MaxNLocator(4))
         return
     ax.set_xlabel(setting(spec.x).label)
+    if values and isinstance(values[0], str):
+        ax.margins(x=0.2)
     numbers = [v for v in values if not isinstance(v, str)]
     if spec.x == "lr":
         ax.set_xscale("log")
@@ -299,8 +321,8 @@ def _legend(figure: Figure, frame: Frame, spec: FigureSpec) -> None:
     runs = frame.runs
     look: dict[str, Any] = {"color": "#666666", "linestyle": "none", "markersize": 5}
     if spec.y == ROUNDS_TO_TARGET and "censored" in runs and (runs["censored"] == True).any():  # noqa: E712
-        label = "not reached by all: it takes more"
-        handles.append(Line2D([], [], marker="$\\uparrow$", label=label, **look))
+        label = "open: not reached by all\nseeds, so it takes more"
+        handles.append(Line2D([], [], marker="o", markerfacecolor="white", label=label, **look))
     if spec.curve and any(
         run.spec.stop and run.spec.stop.metric == spec.y for run in frame.reported
     ):

@@ -55,6 +55,12 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     notes: list[str] = field(default_factory=list)
     tags: Sequence[tuple[str, str]] = ()
+    texts: Sequence[int] = (0,)
+    """The columns of text, which align left."""
+
+    @property
+    def _align(self) -> list[str]:
+        return ["left" if i in self.texts else "right" for i in range(len(self.columns))]
 
     @property
     def remarks(self) -> list[str]:
@@ -72,9 +78,8 @@ class Table:
     def html(self) -> str:
         columns = [html.escape(c) for c in self.columns]
         rows = [[html.escape(str(c)) for c in row] for row in self._text()]
-        align = ["left", *["right"] * (len(columns) - 1)]
         table = tabulate(
-            rows, columns, tablefmt="unsafehtml", colalign=align, disable_numparse=True
+            rows, columns, tablefmt="unsafehtml", colalign=self._align, disable_numparse=True
         )
         return str(table)
 
@@ -114,11 +119,12 @@ class Table:
         return [[f"{c:g}" if isinstance(c, float) else str(c) for c in row] for row in self.rows]
 
     def _grid(self, form: str, escapes: Mapping[str, str] = MappingProxyType({})) -> str:
-        align = ["left", *["right"] * (len(self.columns) - 1)]
         cells = [list(self.columns), *self._text()]
         for symbol, escaped in escapes.items():
             cells = [[cell.replace(symbol, escaped) for cell in row] for row in cells]
-        text = tabulate(cells[1:], cells[0], tablefmt=form, colalign=align, disable_numparse=True)
+        text = tabulate(
+            cells[1:], cells[0], tablefmt=form, colalign=self._align, disable_numparse=True
+        )
         return str(text)
 
 
