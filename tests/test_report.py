@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from teleport_bench import Suite
-from teleport_bench.metrics import METRICS
+from teleport_bench.metrics import COSTS, METRICS, NOT_EVALUATED
 from teleport_bench.record import Record
 from teleport_bench.registry import ALGORITHMS, TOPOLOGIES
 from teleport_bench.report import figures
@@ -167,7 +167,7 @@ def report(bench, folder, *options):
 REPORT_FILES = [
     "index.html",
     *(f"tables/{name}.{form}" for name in ("gap", "details") for form in ("md", "csv", "tex")),
-    *(f"figures/{name}.{form}" for name in ("curves", "finals") for form in ("svg", "png")),
+    *(f"figures/{name}.{form}" for name in ("curves", "finals") for form in ("svg", "png", "csv")),
 ]
 
 # Purity
@@ -220,6 +220,7 @@ def test_a_user_s_matplotlib_settings_do_not_change_a_figure(finished):
     data = frame(*open_report(folder))
     with mpl.rc_context(USER_SETTINGS):
         forms = figures.draw(data, data.suite.spec.figure[1])
+    assert set(forms) == {"svg", "png", "csv"}
     for form, content in forms.items():
         assert content == (folder / "figures" / f"finals.{form}").read_bytes(), form
 
@@ -433,10 +434,11 @@ def every_metric(texts, make_record):
     source = tomllib.loads(texts["tiny"])
     source["table"] = [{"name": "gap", "values": ["objective_gap"], "caption": "A\nB ± C"}]
     suite = Suite.from_source("hand", source)
-    values = dict.fromkeys(METRICS, 0.25)
+    metrics = [name for name in METRICS if name not in (*COSTS, *NOT_EVALUATED)]
+    values = dict.fromkeys(metrics, 0.25)
     records = {r.spec.id: make_record(r.spec, **values) for r in suite.planned()}
     # by hand, since no single problem reports every metric
-    spec = suite.spec.table[0].model_copy(update={"values": list(METRICS), "pivot": None})
+    spec = suite.spec.table[0].model_copy(update={"values": metrics, "pivot": None})
     return build_table(frame(suite, records), spec)
 
 
@@ -595,10 +597,13 @@ def test_a_page_needs_nothing_beside_it(finished):
         assert source.startswith("data:image/svg+xml;base64,")
     assert {"script", "link", "iframe", "object", "embed"} & set(page.tags) == set()
     assert not re.search(r"url\(|@import", "".join(page.styles))
-    for link in page.links:
+    files = [link for link in page.links if link != "runs/"]
+    for link in files:
         assert re.fullmatch(r"(tables|figures)/[\w.-]+", link)
         assert (folder / link).is_file()
-    assert len(page.links) == len(REPORT_FILES) - 1
+    assert sorted(files) == sorted(set(REPORT_FILES) - {"index.html"})
+    assert page.links.count("runs/") == 4  # an item each
+    assert (folder / "runs").is_dir()
 
 
 def test_a_page_carries_the_suite_the_settings_of_each_cell_and_the_environment(finished):
