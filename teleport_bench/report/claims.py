@@ -138,8 +138,9 @@ def _case(
         if run["status"] in ("missing", "failed")
     )
     if lost or len(seeds) < SEEDS:
-        what = ", ".join(f"{n} runs {status}" for status, n in lost.items())
-        what = what or f"{len(seeds)} common seeds"
+        all_runs = len(ours) + len(theirs)
+        what = ", ".join(f"{n} of {all_runs} runs {status}" for status, n in lost.items())
+        what = what or f"common seeds: {len(seeds)}"
         return Case(settings, better, than, None, "not tested", what)
     metric = METRICS[claim.metric]
     results = [[_result(claim.metric, side[s]) for s in seeds] for side in (ours, theirs)]
