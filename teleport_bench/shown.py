@@ -341,7 +341,7 @@ class Check:
             some = set.union(*there)
             what = "a setting of some runs only" if key in some else "no setting of these runs"
             message = f"{'.'.join(map(str, place))}: '{key}' is {what}"
-            raise UserError(self.where.at(place, message + nearest(key, [*known, *more])))
+            raise UserError(self.where.at(place, message + nearest(key, {*known, *more})))
 
     def _name(
         self, items: Sequence[Item], i: int, kind: str, reserved: Collection[str] = ()
