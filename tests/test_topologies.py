@@ -435,7 +435,7 @@ def average(n, *groups):
 
 
 def linked(W, weight, *pairs):
-    """Pairs who average among themselves, the second half of which may do so with several."""
+    """Pairs hear each other with that weight, the second node of a pair perhaps several."""
     for i, j in pairs:
         W[i, j] = W[j, i] = weight
         W[i, i] -= weight
@@ -447,6 +447,17 @@ def linked(W, weight, *pairs):
     ("degree", "n", "by_hand"),
     [
         (1, 3, [average(3, [0, 1]), linked(average(3), 2 / 3, (1, 2)), average(3, [0, 1])]),
+        (
+            1,
+            7,
+            [
+                average(7, [0, 1], [2, 3], [4, 5]),
+                average(7, [0, 2], [1, 3], [4, 5]),
+                linked(average(7), 4 / 7, (3, 6), (2, 4), (1, 5)),
+                linked(average(7, [0, 1], [2, 3]), 2 / 3, (5, 6)),
+                average(7, [0, 2], [1, 3], [4, 5]),
+            ],
+        ),
         (
             2,
             5,
