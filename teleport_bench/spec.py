@@ -140,6 +140,12 @@ class RunSpec(StrictModel):
         assert self.active is not None
         return self.active
 
+    def varied(self, **changes: Any) -> RunSpec:
+        """The same run with other values, which must be valid: sweeps make thousands of these."""
+        other = self.model_copy(update=changes)
+        other.__dict__.pop("id", None)
+        return other
+
     @functools.cached_property
     def id(self) -> str:
         """12 hex digits that identify the run: a hash of every setting, defaults included."""

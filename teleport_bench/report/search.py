@@ -52,7 +52,7 @@ class Found:
 def find(suite: Suite, records: Mapping[str, Record]) -> list[Found]:
     """Every search of a suite whose tuning runs all have records."""
     choices = choose(suite, records)
-    alone = suite.exhaustive()
+    alone = suite.exhaustive
     by_setting = {}
     if alone:
         tried = choose(alone, records)
