@@ -1,4 +1,4 @@
-"""The command line: `teleport-bench list | run | report | kernels | rounds | env`."""
+"""The command line: `teleport-bench list | run | report | theory | kernels | rounds | env`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from teleport_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from teleport_bench.report.tables import Table
 
 OK, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -81,6 +85,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(command=_report)
 
+    theory = commands.add_parser(
+        "theory", help="derived rates, spectral gaps and the best number of active nodes"
+    )
+    theory.add_argument("--nodes", metavar="N,..", type=_listed, help="numbers of nodes n")
+    theory.add_argument("--rounds", metavar="T,..", type=_listed, help="numbers of rounds T")
+    theory.add_argument("--topology", dest="topologies", metavar="NAME", nargs="+")
+    theory.add_argument("--sigma2", metavar="X", help="variance of a stochastic gradient")
+    theory.add_argument("--zeta2", metavar="X", help="heterogeneity of the nodes' gradients")
+    theory.add_argument("--L", metavar="X", help="smoothness of each node's objective")
+    theory.add_argument("--r0", metavar="X", help="f(x0) - min f")
+    theory.set_defaults(command=_theory)
+
     kernels = commands.add_parser(
         "kernels", help="time the mixing kernels beside plain copies, and write tables and a figure"
     )
@@ -100,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     for command, where in (
         (run, "SUITE"),
         (report, "SUITE"),
+        (theory, "theory"),
         (kernels, "kernels/MACHINE"),
         (rounds, "rounds/MACHINE"),
     ):
@@ -116,6 +133,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     env.set_defaults(command=_env)
     return parser
+
+
+def _listed(text: str) -> list[str]:
+    return text.split(",")
 
 
 def _list(_: argparse.Namespace) -> int:
@@ -197,10 +218,7 @@ def _finish(folder: Path, name: str) -> int:
     tables, files = build(suite, records)
     write(folder, files)
     print(f"\n{suite.spec.title}")
-    for table in tables:
-        print(f"\n{table.caption}\n{table.terminal()}")
-        for note in table.notes:
-            print(note)
+    _show(tables)
     print(f"\nThe page: {folder / 'index.html'}")
     failed = sum(record.status == "failed" for record in records.values())
     if failed:
@@ -229,6 +247,33 @@ def _report(options: argparse.Namespace) -> int:
     return SOME_FAILED if wrong else OK
 
 
+def _theory(options: argparse.Namespace) -> int:
+    from pydantic import ValidationError
+
+    from teleport_bench.locator import Locator
+    from teleport_bench.report.build import write
+    from teleport_bench.report.theory import build
+    from teleport_bench.theory import TheorySpec
+
+    given = {key: getattr(options, key) for key in TheorySpec.model_fields}
+    try:
+        spec = TheorySpec.model_validate({k: v for k, v in given.items() if v is not None})
+    except ValidationError as error:
+        raise UserError(Locator("theory", "").explain(error, lambda loc: [loc])) from None
+    tables, files = build(spec)
+    write(options.out / "theory", files)
+    _show(tables)
+    print(f"\nTables and a figure: {options.out / 'theory'}")
+    return OK
+
+
+def _show(tables: Sequence[Table]) -> None:
+    for table in tables:
+        print(f"\n{table.caption}\n{table.terminal()}")
+        for note in table.notes:
+            print(note)
+
+
 def _benchmark(options: argparse.Namespace) -> int:
     """`kernels` and `rounds`: measure, or take what was measured, and draw it."""
     import importlib
@@ -249,10 +294,7 @@ def _benchmark(options: argparse.Namespace) -> int:
         files |= {path.name: path.read_bytes() for path in paths}
     place = options.out / options.name / report.machine_name(machine)
     write(place, files)
-    for table in tables:
-        print(f"\n{table.caption}\n{table.terminal()}")
-        for note in table.notes:
-            print(note)
+    _show(tables)
     print(f"\nTables, a figure and all samples: {place}")
     return SOME_FAILED if code else OK
 
