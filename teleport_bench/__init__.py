@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from teleport_bench.errors import UserError
     from teleport_bench.executor import run, run_fleet
+    from teleport_bench.network import Network, simulate
     from teleport_bench.record import Record
     from teleport_bench.spec import RunSpec
     from teleport_bench.suite import Suite
     from teleport_bench.topologies import Topology, topology
 
 _HOME = {
+    "Network": "network",
     "Record": "record",
     "RunSpec": "spec",
     "Suite": "suite",
@@ -29,10 +31,12 @@ _HOME = {
     "UserError": "errors",
     "run": "executor",
     "run_fleet": "executor",
+    "simulate": "network",
     "topology": "topologies",
 }
 
 __all__ = [
+    "Network",
     "Record",
     "RunSpec",
     "Suite",
@@ -40,6 +44,7 @@ __all__ = [
     "UserError",
     "run",
     "run_fleet",
+    "simulate",
     "topology",
 ]
 

@@ -1,4 +1,4 @@
-"""The command line: `teleport-bench list | run | report | tune | kernels | rounds | env`."""
+"""The command line: `teleport-bench COMMAND`."""
 
 from __future__ import annotations
 
@@ -104,6 +104,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(command=_report)
 
+    theory = commands.add_parser(
+        "theory", help="derived rates, spectral gaps and the best number of active nodes"
+    )
+    theory.add_argument("--nodes", metavar="N,..", type=_listed, help="numbers of nodes n")
+    theory.add_argument("--rounds", metavar="T,..", type=_listed, help="numbers of rounds T")
+    theory.add_argument("--topology", dest="topologies", metavar="NAME", nargs="+")
+    theory.add_argument("--sigma2", metavar="X", help="variance of a stochastic gradient")
+    theory.add_argument("--zeta2", metavar="X", help="heterogeneity of the nodes' gradients")
+    theory.add_argument("--L", metavar="X", help="smoothness of each node's objective")
+    theory.add_argument("--r0", metavar="X", help="f(x0) - min f")
+    theory.set_defaults(command=_theory)
+
     kernels = commands.add_parser(
         "kernels", help="time the mixing kernels beside plain copies, and write tables and a figure"
     )
@@ -124,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         (run, "SUITE"),
         (report, "SUITE"),
         (tune, "SUITE"),
+        (theory, "theory"),
         (kernels, "kernels/MACHINE"),
         (rounds, "rounds/MACHINE"),
     ):
@@ -140,6 +153,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     env.set_defaults(command=_env)
     return parser
+
+
+def _listed(text: str) -> list[str]:
+    return text.split(",")
 
 
 def _list(_: argparse.Namespace) -> int:
@@ -274,9 +291,7 @@ def _finish(folder: Path, name: str, shown: Collection[str] | None = None) -> in
     tables, files = build(suite, records)
     write(folder, files)
     print(f"\n{suite.spec.title}")
-    for table in tables:
-        if shown is None or table.name in shown:
-            _print_table(table)
+    _show([table for table in tables if shown is None or table.name in shown])
     print(f"\nThe page: {folder / 'index.html'}")
     failed = sum(record.status == "failed" for record in records.values())
     if failed:
@@ -322,13 +337,34 @@ def _print_claims(folders: Sequence[Path]) -> None:
     """What the suites of a folder say of their claims, in one table."""
     from teleport_bench.report.claims import summary
 
-    _print_table(summary(folders))
+    _show([summary(folders)])
 
 
-def _print_table(table: Table) -> None:
-    print(f"\n{table.caption}\n{table.terminal()}")
-    for note in table.notes:
-        print(note)
+def _theory(options: argparse.Namespace) -> int:
+    from pydantic import ValidationError
+
+    from teleport_bench.locator import Locator
+    from teleport_bench.report.build import write
+    from teleport_bench.report.theory import build
+    from teleport_bench.theory import TheorySpec
+
+    given = {key: getattr(options, key) for key in TheorySpec.model_fields}
+    try:
+        spec = TheorySpec.model_validate({k: v for k, v in given.items() if v is not None})
+    except ValidationError as error:
+        raise UserError(Locator("theory", "").explain(error, lambda loc: [loc])) from None
+    tables, files = build(spec)
+    write(options.out / "theory", files)
+    _show(tables)
+    print(f"\nTables and a figure: {options.out / 'theory'}")
+    return OK
+
+
+def _show(tables: Sequence[Table]) -> None:
+    for table in tables:
+        print(f"\n{table.caption}\n{table.terminal()}")
+        for note in table.notes:
+            print(note)
 
 
 def _benchmark(options: argparse.Namespace) -> int:
@@ -351,8 +387,7 @@ def _benchmark(options: argparse.Namespace) -> int:
         files |= {path.name: path.read_bytes() for path in paths}
     place = options.out / options.name / report.machine_name(machine)
     write(place, files)
-    for table in tables:
-        _print_table(table)
+    _show(tables)
     print(f"\nTables, a figure and all samples: {place}")
     return SOME_FAILED if code else OK
 

@@ -206,7 +206,7 @@ def run_suite(
                 store.save(record)
                 records[record.id] = record
 
-    alone = suite.exhaustive() if exhaustive else None
+    alone = suite.exhaustive if exhaustive else None
     tuning = pending([*suite.tuning, *(alone.tuning if alone else ())])
     if tuning_only:
         meter.start(tuning)

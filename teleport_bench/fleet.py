@@ -59,8 +59,9 @@ def group(specs: Sequence[RunSpec], most: int | None = None) -> list[list[RunSpe
     """Runs that can advance in lockstep, together; at most so many bytes of parameters in a group
     (FLEET_BYTES), unless a single run has more.
 
-    They share algorithm, problem, optimiser constants and the rounds that are evaluated; nodes,
-    active nodes, their draw, topology, step size, schedule and seed may differ.
+    They share algorithm, problem, optimiser constants, the rounds that are evaluated and the
+    topology's period (with many periods, hardly a round's matrices would come twice); nodes, active
+    nodes, their draw, the topology itself, step size, schedule and seed may differ.
     """
     most = FLEET_BYTES if most is None else most
     groups: dict[str, list[list[RunSpec]]] = {}
@@ -68,7 +69,7 @@ def group(specs: Sequence[RunSpec], most: int | None = None) -> list[list[RunSpe
     for spec in specs:
         own = {"nodes", "active", "share", "topology", "lr", "schedule", "seed"}
         shared = spec.model_dump(mode="json", exclude=own)
-        key = canonical(shared)
+        key = canonical([shared, spec.build_topology().period])
         parts = groups.setdefault(key, [[]])
         size = spec.n_active * spec.build_problem().n_params * 4
         sizes[key] = sizes.get(key, 0) + size

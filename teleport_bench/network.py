@@ -1,16 +1,35 @@
-"""What a round sends over the network: messages of one parameter vector each."""
+"""What a round sends over the network, and how long it takes there.
+
+A message is one parameter vector, float32; the time model is an assumption (see `Network`).
+"""
 
 from __future__ import annotations
 
+import functools
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, NonNegativeFloat
 
-from teleport_bench.topologies import Topology
+from teleport_bench.registry import TOPOLOGIES, StrictModel
+from teleport_bench.topologies import Topology, topology
+from teleport_kernels import Mixing
+
+if TYPE_CHECKING:  # settings of a suite name networks, and a run's settings come first
+    from teleport_bench.spec import RunSpec
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+MESSAGE_ITEM = 4
+"""Bytes of a parameter in a message."""
 
 
-def messages(
-    topology: Topology, holders: NDArray[np.int64], before: NDArray[np.int64], start: int
-) -> NDArray[np.int64]:
+def messages(topology: Topology, holders: Ints, before: Ints, start: int) -> Ints:
     """(rounds,): messages between distinct nodes in rounds start, start + 1, ..
 
     holders: (rounds, k); before: (k,), the holders of round start - 1. A round sends one message
@@ -18,7 +37,7 @@ def messages(
     (the gossip). In round 0 nothing is fetched: all nodes start from the same parameters.
     """
     previous = np.concatenate([before[None], holders[:-1]])
-    teleport: NDArray[np.int64] = (holders != previous).sum(1)
+    teleport: Ints = (holders != previous).sum(1)
     if start == 0:
         teleport[0] = 0
     per_period = []
@@ -26,5 +45,191 @@ def messages(
         mixing = topology.mixing(t)
         per_period.append(int((mixing.rows != mixing.indices).sum()))
     rounds = np.arange(start, start + len(holders))
-    gossip: NDArray[np.int64] = np.array(per_period)[rounds % topology.period]
+    gossip: Ints = np.array(per_period)[rounds % topology.period]
     return teleport + gossip
+
+
+class Network(StrictModel):
+    """A network in which some links are faster than others, and how its nodes wait for each other.
+
+    preferred: the physical graph on the n nodes, with options as in a suite. A message between two
+    of its neighbours takes 1, in either direction: the unit of time; between any others it takes
+    tau; to the node itself, nothing. Messages do not delay each other. compute: time of a gradient.
+
+    mode: "synchronous": a phase starts when the last one has ended everywhere, and costs its
+    slowest link. "barrier_free": token a starts as soon as its own messages are there; a node whose
+    tokens overlap in time serves them at once.
+
+    form, of what happens when token a moves from one holder to the next (D-SGD: no difference):
+    "simple": gossip between the last holders, then the next holder of token a fetches x_a: two
+    phases of messages. "fused": the next holder fetches y_b from the last holders of all b with
+    W[a, b] != 0 and sums them itself: one phase. After the last round the holders gossip in place,
+    in both forms, so that costs after r rounds are those of a run that ends there.
+
+    Derived: the fused form never sends more, and is never slower while tau <= 2.
+    Above, two preferred links in a row can be faster than the one that leads straight there.
+    """
+
+    preferred: TOPOLOGIES.field() = "ring"  # type: ignore[valid-type]
+    tau: float = Field(default=1.0, ge=1)
+    compute: NonNegativeFloat = 1.0
+    mode: Literal["synchronous", "barrier_free"] = "synchronous"
+    form: Literal["simple", "fused"] = "simple"
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """What a run has cost after each of some numbers of rounds; all arrays are (points,)."""
+
+    rounds: Ints
+    time: Floats
+    """Until the last token has the parameters that it ends with."""
+    total_bytes: Ints
+    """Sent by all nodes."""
+    busiest_bytes: Ints
+    """Sent by the node that sent most until then."""
+
+
+def simulate(
+    spec: RunSpec, network: Network, at: Sequence[int] | None = None, n_params: int | None = None
+) -> Costs:
+    """Time and bytes of a run on a network after each number of rounds in `at`.
+
+    A function of the settings alone, no gradient is computed: O(messages) a round. For holders that
+    stay where they are, rounds that repeat the last period are not gone through one by one.
+    at: default, the run's evaluations. n_params: P where it is known, as from a record; else the
+    problem is asked, which may read its data. Raises UserError where the preferred graph does not
+    exist on n nodes, ValueError for a negative number of rounds.
+    """
+    rounds = np.array(spec.evaluations() if at is None else at, dtype=np.int64)
+    if rounds.size and rounds.min() < 0:
+        raise ValueError(f"costs are of 0 rounds or more, got {rounds.min()}")
+    clock = _Clock(spec.build_topology(), network, spec.nodes)
+    if spec.build_algorithm().activation == "all":
+        time, total, busiest = clock.fixed(rounds)
+    else:
+        time, total, busiest = clock.moving(rounds, _by_round(spec))
+    size = MESSAGE_ITEM * (spec.build_problem().n_params if n_params is None else n_params)
+    return Costs(rounds, time, total * size, busiest * size)
+
+
+def _by_round(spec: RunSpec) -> Iterator[Ints]:
+    """(k,): the holders of round 0, 1, .. without end."""
+    for block in itertools.count():
+        yield from spec.holders(block)
+
+
+class _Graph(NamedTuple):
+    """The entries of a mixing matrix: row and column of each, and where each row starts."""
+
+    rows: Ints
+    cols: Ints
+    first: Ints
+
+
+def _graph(mixing: Mixing) -> _Graph:
+    return _Graph(mixing.rows.numpy(), mixing.indices.numpy(), mixing.indptr[:-1].numpy())
+
+
+@functools.lru_cache(maxsize=4)
+def _links(preferred: str, n_nodes: int) -> Ints:
+    """source * n + target of the edges of a graph in both directions, ascending; n * n ends it."""
+    graph = topology(json.loads(preferred), n_nodes)
+    pairs = [_graph(graph.mixing(t))[:2] for t in range(graph.period)]
+    keys = [i * n_nodes + j for u, v in pairs for i, j in ((u, v), (v, u))]
+    return np.unique(np.concatenate([*keys, [n_nodes * n_nodes]]))
+
+
+class _Tally:
+    """Messages that each node has sent."""
+
+    def __init__(self, n_nodes: int) -> None:
+        self.sent = np.zeros(n_nodes, dtype=np.int64)
+        self.total = self.busiest = 0
+
+    def add(self, senders: Ints) -> None:
+        np.add.at(self.sent, senders, 1)
+        self.total += len(senders)
+        self.busiest = max(self.busiest, int(self.sent[senders].max(initial=0)))
+
+    def take_back(self, senders: Ints, busiest: int) -> None:
+        np.subtract.at(self.sent, senders, 1)
+        self.total -= len(senders)
+        self.busiest = busiest
+
+
+class _Clock:
+    """How long the rounds of a topology on tokens take on a network, and who sends in them."""
+
+    def __init__(self, topology: Topology, network: Network, n_nodes: int) -> None:
+        self.graphs = [_graph(topology.mixing(t)) for t in range(topology.period)]
+        self.network, self.n_nodes, self.n_tokens = network, n_nodes, topology.n_nodes
+        self.links = _links(json.dumps(network.preferred), n_nodes) if network.tau > 1 else None
+
+    def fixed(self, at: Ints) -> tuple[Floats, Ints, Ints]:
+        """Time, messages, and those of the busiest node after each number of rounds; token a stays
+        at node a."""
+        nodes, period = np.arange(self.n_tokens), len(self.graphs)
+        x, times, step = np.zeros(self.n_tokens), [0.0], 0.0
+        while len(times) <= at.max(initial=0):
+            begin = x
+            for graph in self.graphs:
+                x, _ = self._send(x + self.network.compute, graph, nodes, nodes)
+                times.append(x.max())
+            step = (x - begin).max()
+            if step - (x - begin).min() <= 1e-12 * x.max():
+                break  # equally late everywhere: every later period is the last one again
+        again = -(-np.maximum(at + 1 - len(times), 0) // period)
+        time = np.array(times)[at - again * period] + again * step
+
+        total, busiest = np.zeros_like(at), np.zeros_like(at)
+        sent = [np.bincount(g.cols[g.cols != g.rows], minlength=len(nodes)) for g in self.graphs]
+        whole, begun = np.sum(sent, axis=0), np.zeros_like(nodes)
+        for phase in range(period):
+            for i in np.flatnonzero(at % period == phase):
+                until = at[i] // period * whole + begun
+                total[i], busiest[i] = until.sum(), until.max()
+            begun = begun + sent[phase]
+        return time, total, busiest
+
+    def moving(self, at: Ints, holders: Iterator[Ints]) -> tuple[Floats, Ints, Ints]:
+        """As `fixed`, for tokens that move; holders: (k,), round by round."""
+        fused, compute = self.network.form == "fused", self.network.compute
+        last = int(at.max(initial=0))
+        time, total, busiest = np.zeros(last + 1), *np.zeros((2, last + 1), dtype=np.int64)
+        due, tally, every = set(at.tolist()), _Tally(self.n_nodes), np.arange(self.n_tokens)
+        alone = _Graph(every, every, every)
+        x = y = np.zeros(self.n_tokens)
+        before, graph = every, alone
+        for t, holder in enumerate(itertools.islice(holders, last)):
+            if t:
+                done, needed = (y, graph) if fused else (x, alone)
+                x, senders = self._send(done, needed, before, holder)
+                tally.add(senders)
+            y, before, graph = x + compute, holder, self.graphs[t % len(self.graphs)]
+            if fused and t + 1 not in due:
+                continue
+            gossiped, senders = self._send(y, graph, holder, holder)
+            most = tally.busiest
+            tally.add(senders)
+            time[t + 1], total[t + 1], busiest[t + 1] = gossiped.max(), tally.total, tally.busiest
+            if fused:
+                tally.take_back(senders, most)  # that was for a run that ends here
+            else:
+                x = gossiped
+        return time[at], total[at], busiest[at]
+
+    def _send(self, done: Floats, graph: _Graph, source: Ints, target: Ints) -> tuple[Floats, Ints]:
+        """Bring what is done at source[b] to target[a] for every entry (a, b) of the graph: the
+        time at which each target has all of its own, (k,), and the sender of each message."""
+        senders, receivers = source[graph.cols], target[graph.rows]
+        moved = senders != receivers
+        cost = moved.astype(float)
+        if self.links is not None:
+            key = senders * self.n_nodes + receivers
+            cost[moved & (self.links[np.searchsorted(self.links, key)] != key)] = self.network.tau
+        if self.network.mode == "synchronous":
+            arrival = np.full_like(done, done.max() + cost.max())
+        else:
+            arrival = np.maximum.reduceat(done[graph.cols] + cost, graph.first)
+        return arrival, senders[moved]

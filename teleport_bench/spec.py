@@ -7,8 +7,11 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
+from teleport_bench.activation import draw_holders
 from teleport_bench.algorithms import Algorithm
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.problems import Problem
@@ -140,6 +143,12 @@ class RunSpec(StrictModel):
         assert self.active is not None
         return self.active
 
+    def varied(self, **changes: Any) -> RunSpec:
+        """The same run with other values, which must be valid: sweeps make thousands of these."""
+        other = self.model_copy(update=changes)
+        other.__dict__.pop("id", None)
+        return other
+
     @functools.cached_property
     def id(self) -> str:
         """12 hex digits that identify the run: a hash of every setting, defaults included."""
@@ -168,6 +177,12 @@ class RunSpec(StrictModel):
     def known_metrics(self) -> tuple[str, ...]:
         """The metrics that are evaluated along the run."""
         return (*self.build_problem().metrics, "consensus")
+
+    def holders(self, block: int) -> NDArray[np.int64]:
+        """(BLOCK, k): the node that holds token a in each round of the block."""
+        share = (self.share.first, self.share.among) if self.share else None
+        activation = self.build_algorithm().activation
+        return draw_holders(activation, self.seed, self.nodes, self.n_active, block, share)
 
     def build_algorithm(self) -> Algorithm:
         return build_algorithm(self.algorithm)

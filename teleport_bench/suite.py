@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import itertools
 import json
 import tomllib
@@ -118,6 +119,8 @@ class Suite:
     tuning: list[PlannedRun] = field(default_factory=list)
     """The runs that choose step sizes; empty without [tune]."""
     _reported: list[PlannedRun] = field(default_factory=list)
+    _tuned: set[str] = field(default_factory=set)
+    """The cells whose trials are in `tuning`."""
 
     @property
     def scale_note(self) -> str | None:
@@ -173,8 +176,6 @@ class Suite:
                 if method_of.setdefault(label, i) != i:
                     message = f"two methods have the label {label!r}: give each a label of its own"
                     raise UserError(where.at(("method", i, "label"), message))
-        if tune:  # cells differ in seed; their trials are the same runs
-            self.tuning = list({(run.cell, run.spec.id): run for run in self.tuning}.values())
         seen: set[str] = set()
         for run in self._reported:
             if run.spec.id in seen:
@@ -234,11 +235,15 @@ class Suite:
                 if run.seed in tune.seeds:
                     message = f"seed {run.seed} is both tuned on and reported: take other seeds"
                     raise UserError(where.at(("tune", "seeds"), message))
+            planned = self._plan(i, method, run, where)
+            self._reported.append(planned)
+            if tune and planned.cell not in self._tuned:  # its seeds share their trials
+                self._tuned.add(planned.cell)
                 for k in candidates(run.nodes, method.search):
+                    first_trial = spec_of(cell, lr=tune.lr[0], eval_every=run.rounds, **k)
                     for lr, seed in itertools.product(tune.lr, tune.seeds):
-                        trial = spec_of(cell, lr=lr, seed=seed, eval_every=run.rounds, **k)
-                        self.tuning.append(self._plan(i, method, trial, where))
-            self._reported.append(self._plan(i, method, run, where))
+                        trial = first_trial.varied(lr=lr, seed=seed)
+                        self.tuning.append(dataclasses.replace(planned, spec=trial))
             if len(self.all_runs()) > MAX_RUNS:
                 raise UserError(f"{where.name}: more than {MAX_RUNS} runs: make the grid smaller")
         return [run.label for run in self._reported[first:]]
@@ -302,11 +307,12 @@ class Suite:
             return self._reported
         chosen = chosen or {}
         return [
-            dataclasses.replace(run, spec=_with(run.spec, chosen[run.cell]))
+            dataclasses.replace(run, spec=run.spec.varied(**chosen[run.cell]))
             for run in self._reported
             if run.cell in chosen
         ]
 
+    @functools.cached_property
     def exhaustive(self) -> Suite | None:
         """The tuning of the methods that search for k, with every k alone; None without any."""
         if not any(run.search == "search" for run in self.tuning):
@@ -359,10 +365,6 @@ def cell_of(label: str, spec: RunSpec, search: Search | None = None) -> str:
     """What runs that differ only in what is chosen, seed and evaluation rounds have in common."""
     own = {"lr", "seed", "eval_every"} | ({"active", "share"} if search else set())
     return f"{label} | {canonical(spec.model_dump(mode='json', exclude=own))}"
-
-
-def _with(spec: RunSpec, settings: Mapping[str, Any]) -> RunSpec:
-    return RunSpec.model_validate(spec.model_dump(mode="json") | dict(settings))
 
 
 def built_in() -> dict[str, Path]:

@@ -330,6 +330,20 @@ def test_groups_share_what_they_must_and_stay_within_their_size(
     assert [len(part) for part in group(runs)] == [1] * 6
 
 
+def test_groups_share_the_period_of_their_topologies() -> None:
+    graphs = ["ring", "one_peer_exponential"]
+    runs = [spec(nodes=n, topology=g, seed=s) for s in (0, 1) for n in (5, 6, 9) for g in graphs]
+    parts = group(runs)
+    periods = [{run.build_topology().period for run in part} for part in parts]
+    assert periods == [{1}, {3}, {4}]
+    assert [len(part) for part in parts] == [6, 4, 2]
+    for part, (period,) in zip(parts, periods, strict=True):
+        together = Fleet(part)
+        for t in range(3 * period):
+            together.mixing(t)
+        assert len(together.mixings) == together.period == period
+
+
 def test_dsgd_on_a_ring_needs_more_rounds_as_n_grows_and_teleportation_does_not() -> None:
     """The paper's claim on its synthetic problem, in small: the error after equal rounds."""
     synthetic = {"problem": {"name": "quadratic", "family": "curvature", "dim": 50}, "rounds": 300}

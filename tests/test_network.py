@@ -1,4 +1,7 @@
-"""The messages of a round, counted by hand."""
+"""The messages of a round, counted by hand; time and bytes of runs against simulated events."""
+
+import heapq
+import itertools
 
 import numpy as np
 import pytest
@@ -6,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teleport_bench.network import messages
+import teleport_bench as tb
+from teleport_bench.activation import BLOCK, draw_holders
+from teleport_bench.network import Network, messages, simulate
 from teleport_bench.registry import TOPOLOGIES
 from teleport_bench.topologies import Topology, topology
 from teleport_kernels import Mixing
@@ -118,3 +123,269 @@ def test_counting_leaves_the_holders_as_they_were():
     messages(topology("ring", 2), moves, before, 0)
     assert moves.tolist() == [[1, 0], [0, 1]]
     assert before.tolist() == [0, 1]
+
+
+NAMES = ["ring", "star", "torus", "exponential", "one_peer_exponential", "complete"]
+MODES, FORMS = ("synchronous", "barrier_free"), ("simple", "fused")
+TAUS = st.sampled_from([1, 1.5, 2, 3, 5])  # with eighths all sums are exact
+COMPUTES = st.sampled_from([0, 0.125, 1, 4])
+
+
+def a_run(algorithm="teleportation", **settings):
+    shared = {"problem": {"name": "quadratic", "dim": 3}, "lr": 0.1, "rounds": 6, "eval_every": 1}
+    return tb.RunSpec(algorithm=algorithm, **(shared | settings))
+
+
+@st.composite
+def runs(draw):
+    n = draw(st.integers(1, 9))
+    k = draw(st.integers(1, n))
+    shared = {"nodes": n, "topology": draw(st.sampled_from(NAMES)), "rounds": 6}
+    shared["seed"] = draw(st.integers(0, 10**6))
+    match draw(st.sampled_from(["all", "fixed", "uniform", "uniform"])):
+        case "all":
+            return a_run("dsgd", **shared)
+        case holders:
+            return a_run({"name": "teleportation", "holders": holders}, active=k, **shared)
+
+
+networks = st.builds(
+    Network,
+    preferred=st.sampled_from(NAMES),
+    tau=TAUS,
+    compute=COMPUTES,
+    mode=st.sampled_from(MODES),
+    form=st.sampled_from(FORMS),
+)
+
+
+class Events:
+    """A run as events: a message arrives, a gradient is done; no algebra over tokens."""
+
+    def __init__(self, spec, network):
+        self.network, self.n, self.k = network, spec.nodes, spec.n_active
+        graph = tb.topology(network.preferred, self.n)
+        W = sum(graph.matrix(t) for t in range(graph.period))
+        self.near = {(i, j) for i, j in itertools.product(range(self.n), repeat=2) if W[i, j] > 0}
+        self.near |= {(j, i) for i, j in self.near}
+        topology = spec.build_topology()
+        self.needs = [
+            [[b for b in range(self.k) if W[a, b] != 0] for a in range(self.k)]
+            for W in (topology.matrix(t) for t in range(spec.rounds))
+        ]
+        activation = spec.build_algorithm().activation
+        drawn = draw_holders(activation, spec.seed, self.n, self.k, 0)
+        self.holder = drawn[: spec.rounds].tolist()
+        self.fused = network.form == "fused" and activation == "uniform"
+        self.sent = [0] * self.n
+
+    def cost(self, u, v):
+        self.sent[u] += u != v
+        return 0 if u == v else 1 if (u, v) in self.near else self.network.tau
+
+    def phases(self, rounds):
+        """(from, to) of every message before and after the computing of each round."""
+        fetch, everyone = [], range(self.k)
+        for t in range(rounds):
+            if t and self.fused:
+                of = self.needs[t - 1]
+                fetch = [
+                    (self.holder[t - 1][b], self.holder[t][a]) for a in everyone for b in of[a]
+                ]
+            elif t:
+                fetch = list(zip(self.holder[t - 1], self.holder[t], strict=True))
+            gossip = []
+            if not self.fused or t == rounds - 1:
+                h = self.holder[t]
+                gossip = [(h[b], h[a]) for a in everyone for b in self.needs[t][a]]
+            yield fetch, gossip
+
+    def synchronous(self, rounds):
+        time = 0.0
+        for fetch, gossip in self.phases(rounds):
+            time += max((self.cost(*link) for link in fetch), default=0) + self.network.compute
+            time += max((self.cost(*link) for link in gossip), default=0)
+        return time
+
+    def barrier_free(self, rounds):
+        if rounds == 0:
+            return 0.0
+        queue = [(0.0, "start", 0, a) for a in range(self.k)]
+        arrived, ends = {}, []
+        while queue:
+            now, what, t, a = heapq.heappop(queue)
+            here = self.holder[t][a]
+            if what == "start":
+                heapq.heappush(queue, (now + self.network.compute, "step done", t, a))
+            elif what == "step done":
+                away = self.fused and t < rounds - 1
+                for b in (b for b in range(self.k) if a in self.needs[t][b]):
+                    there = self.holder[t + away][b]
+                    event = (now + self.cost(here, there), "arrives", t, b)
+                    heapq.heappush(queue, event)
+            else:
+                arrived[t, a] = arrived.get((t, a), 0) + 1
+                if arrived[t, a] < len(self.needs[t][a]):
+                    continue
+                if t == rounds - 1:
+                    ends.append(now)
+                    continue
+                travel = 0 if self.fused else self.cost(here, self.holder[t + 1][a])
+                heapq.heappush(queue, (now + travel, "start", t + 1, a))
+        return max(ends)
+
+
+@settings(deadline=None, max_examples=150)
+@given(runs(), networks)
+def test_costs_are_those_of_the_events_of_the_run(spec, network):
+    costs = simulate(spec, network)
+    for i, rounds in enumerate(costs.rounds.tolist()):
+        events = Events(spec, network)
+        assert costs.time[i] == getattr(events, network.mode)(rounds)
+        assert costs.total_bytes[i] == 3 * 4 * sum(events.sent)
+        assert costs.busiest_bytes[i] == 3 * 4 * max(events.sent)
+
+
+@settings(deadline=None)
+@given(runs(), networks)
+def test_who_waits_for_its_own_messages_alone_is_never_later(spec, network):
+    free = simulate(spec, network.model_copy(update={"mode": "barrier_free"}))
+    barrier = simulate(spec, network.model_copy(update={"mode": "synchronous"}))
+    assert (free.time <= barrier.time).all()
+    assert (free.total_bytes == barrier.total_bytes).all()
+    assert (free.busiest_bytes == barrier.busiest_bytes).all()
+
+
+@settings(deadline=None)
+@given(runs(), networks)
+def test_the_fused_form_sends_no_more_and_is_no_slower_up_to_tau_2(spec, network):
+    simple = simulate(spec, network.model_copy(update={"form": "simple"}))
+    fused = simulate(spec, network.model_copy(update={"form": "fused"}))
+    assert (fused.total_bytes <= simple.total_bytes).all()
+    if network.tau <= 2:
+        assert (fused.time <= simple.time).all()
+    if spec.build_algorithm().activation == "all" or spec.n_active == 1:
+        assert (fused.time == simple.time).all()
+        assert (fused.busiest_bytes == simple.busiest_bytes).all()
+
+
+@settings(deadline=None)
+@given(runs(), networks, TAUS)
+def test_time_grows_with_the_cost_of_a_link_and_bytes_do_not_depend_on_it(spec, network, tau):
+    slower = network.model_copy(update={"tau": max(tau, network.tau)})
+    ours, theirs = simulate(spec, network), simulate(spec, slower)
+    assert (ours.time <= theirs.time).all()
+    assert (ours.total_bytes == theirs.total_bytes).all()
+
+
+@settings(deadline=None)
+@given(runs(), networks, st.lists(st.integers(0, 200), max_size=5))
+def test_a_point_does_not_depend_on_the_others(spec, network, at):
+    """Rounds of later blocks of random choices and of later periods included."""
+    together = simulate(spec, network, at)
+    for i, rounds in enumerate(at):
+        alone = simulate(spec, network, [rounds])
+        assert together.time[i] == pytest.approx(alone.time[0], rel=1e-12)
+        assert together.total_bytes[i] == alone.total_bytes[0]
+        assert together.busiest_bytes[i] == alone.busiest_bytes[0]
+        assert alone.busiest_bytes[0] * spec.nodes >= alone.total_bytes[0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("tau", "compute"), [(1, 1), (5, 0.3), (7.5, 0)])
+def test_dsgd_on_the_preferred_ring_takes_compute_and_one_link_a_round(mode, form, tau, compute):
+    network = Network(tau=tau, compute=compute, mode=mode, form=form)
+    costs = simulate(a_run("dsgd", nodes=25), network, [0, 1, 7, 4000])
+    assert costs.time == pytest.approx(costs.rounds * (compute + 1))
+    assert costs.total_bytes.tolist() == (costs.rounds * 25 * 2 * 3 * 4).tolist()
+    assert costs.busiest_bytes.tolist() == (costs.rounds * 2 * 3 * 4).tolist()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_graph_that_leaves_the_preferred_one_takes_compute_and_tau_a_round(mode):
+    spec = a_run("dsgd", nodes=25, topology="torus")
+    costs = simulate(spec, Network(tau=5, compute=0.25, mode=mode), range(9))
+    assert costs.time == pytest.approx(costs.rounds * 5.25)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_teleportation_without_slow_links_has_two_phases_a_round_or_one(mode):
+    """k = 8 of 10,000: tokens that stay where they are do not come up with this seed."""
+    spec = a_run(nodes=10_000, active=8)
+    for form, links in (("simple", 2), ("fused", 1)):
+        costs = simulate(spec, Network(compute=0.5, mode=mode, form=form), range(1, 101))
+        assert costs.time.tolist() == [0.5 * r + links * (r - 1) + 1 for r in range(1, 101)]
+    assert simulate(spec, Network(), [1]).total_bytes.tolist() == [8 * 2 * 12]
+
+
+def test_a_single_token_never_gossips():
+    """tau = 1: a link whenever the holder changes."""
+    spec = a_run(nodes=3, active=1)
+    holder = draw_holders("uniform", spec.seed, 3, 1, 0)[:, 0]
+    moves = [0, *np.cumsum(holder[1:] != holder[:-1])]
+    assert 0 < moves[-1] < BLOCK - 1
+    for mode, form in itertools.product(MODES, FORMS):
+        costs = simulate(spec, Network(compute=2, mode=mode, form=form), range(1, BLOCK + 1))
+        assert costs.time.tolist() == [2 * (i + 1) + m for i, m in enumerate(moves)]
+        assert costs.total_bytes.tolist() == [12 * m for m in moves]
+
+
+def test_without_barriers_fast_links_make_up_for_slow_ones():
+    spec, at = a_run(nodes=6, active=2), [500]
+    free, barrier = (simulate(spec, Network(tau=5, mode=mode), at).time[0] for mode in MODES[::-1])
+    assert free < barrier
+
+
+def test_two_preferred_links_in_a_row_can_beat_the_direct_one():
+    """Why the fused form is not faster for every tau: found by search, pinned."""
+    spec, at = a_run(nodes=4, active=2, seed=0), range(1, 200)
+    times = {
+        form: np.diff(simulate(spec, Network(tau=9, compute=0, form=form), at).time)
+        for form in FORMS
+    }
+    simple, fused = times["simple"], times["fused"]
+    assert (simple < fused).any()
+    assert simple.sum() > fused.sum()
+
+
+@pytest.mark.parametrize("name", ["ring", "one_peer_exponential"])
+@pytest.mark.parametrize("algorithm", ["dsgd", "teleportation"])
+def test_bytes_of_the_simple_form_are_what_a_real_run_counts(name, algorithm):
+    active = {"active": 3} if algorithm == "teleportation" else {}
+    spec = a_run(algorithm, nodes=5, topology=name, rounds=150, eval_every=7, **active)
+    curves = tb.run(spec, device="cpu", compile="off").curves
+    costs = simulate(spec, Network(tau=5))
+    assert curves["rounds"] == costs.rounds.tolist()
+    assert curves["bytes_total"] == costs.total_bytes.tolist()
+    assert (costs.busiest_bytes >= np.array(curves["bytes_per_node"])).all()
+
+
+def test_a_million_nodes_are_counted_by_their_messages():
+    spec = a_run(nodes=1_000_000, active=16, rounds=300, eval_every=None)
+    costs = simulate(spec, Network(tau=1, mode="barrier_free"), n_params=1)
+    assert len(costs.time) == 21
+    assert costs.total_bytes[-1] == 4 * (300 * 32 + 299 * 16)
+    whole = simulate(a_run("dsgd", nodes=1_000_000), Network(), [10**9], n_params=1)
+    assert whole.time[0] == 2e9
+    assert whole.busiest_bytes[0] == 8 * 10**9
+
+
+def test_rounds_are_counted_from_zero():
+    with pytest.raises(ValueError, match="0 rounds or more, got -1"):
+        simulate(a_run("dsgd", nodes=3), Network(), [2, -1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"tau": 0.5}, "greater than or equal to 1"),
+        ({"compute": -1}, "greater than or equal to 0"),
+        ({"prefered": "ring"}, "did you mean 'preferred'"),
+        ({"preferred": "rnig"}, "did you mean 'ring'"),
+        ({"mode": "async"}, "'synchronous' or 'barrier_free'"),
+    ],
+)
+def test_a_mistake_in_a_network_is_named(settings, words):
+    with pytest.raises(ValueError, match=words):
+        Network(**settings)

@@ -51,7 +51,7 @@ def test_every_command_of_the_command_line_is_accepted(
         for line in block.splitlines()
         if line.startswith("teleport-bench")
     ]
-    assert len(commands) == 9
+    assert len(commands) == 10
     for _, *arguments in commands:
         words = [re.sub("^(demo|scale/million)$", "my-suite.toml", word) for word in arguments]
         if words[0] == "report":

@@ -162,7 +162,7 @@ def test_a_search_needs_tuning():
 
 def test_a_given_k_needs_no_search():
     assert {r.spec.n_active for r in make(set={"active": 2}, method=[METHOD]).planned()} == {2}
-    assert make(set={"active": 2}, method=[METHOD]).exhaustive() is None
+    assert make(set={"active": 2}, method=[METHOD]).exhaustive is None
 
 
 METHOD = {"algorithm": "teleportation", "active": "search"}

@@ -118,6 +118,11 @@ CHANGED = {
     "weight_decay": {"weight_decay": 0.1},
     "rounds": {"rounds": 101},
     "eval_every": {"eval_every": 6},
+    "stop": {"stop": {"metric": "gradient_norm2", "value": 0.1}},
+    "value of stop": {"stop": {"metric": "gradient_norm2", "value": 0.2}},
+    "window of stop": {"stop": {"metric": "gradient_norm2", "value": 0.1, "window": 2}},
+    "share": {"share": {"first": 0, "among": 2}},
+    "first of share": {"share": {"first": 1, "among": 3}},
     "seed": {"seed": 1},
     "storage": {"storage": "nodes"},
 }
@@ -127,6 +132,14 @@ def test_any_setting_that_changes_changes_the_id():
     ids = {name: spec(TELEPORTATION, **change).id for name, change in CHANGED.items()}
     ids["nothing"] = spec(TELEPORTATION).id
     assert len(set(ids.values())) == len(ids)
+
+
+def test_a_varied_run_is_the_run_that_the_settings_make():
+    base = spec(TELEPORTATION)
+    assert base.id  # a cached one is not kept
+    varied = base.varied(lr=0.3, seed=7)
+    assert varied == spec(TELEPORTATION, lr=0.3, seed=7)
+    assert varied.id == spec(TELEPORTATION, lr=0.3, seed=7).id != base.id
 
 
 def test_every_setting_is_among_those_that_change_the_id():

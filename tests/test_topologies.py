@@ -14,21 +14,34 @@ from pydantic import ValidationError
 from teleport_bench.errors import UserError
 from teleport_bench.registry import TOPOLOGIES
 from teleport_bench.topologies import Topology, topology
+from teleport_bench.topologies.equi import _matching, equi_static
 from teleport_bench.topologies.random_regular import random_regular
 from teleport_bench.topologies.spectrum import spectral_gap
 from teleport_kernels import Mixing
 
 NAMES = TOPOLOGIES.names()
 DIRECTED = ["exponential", "one_peer_exponential"]
-SYMMETRIC = ["complete", "random_regular", "ring", "star", "torus"]
+SYMMETRIC = ["complete", "erdos_renyi", "random_regular", "ring", "star", "torus"]
+FINITE_TIME = ["base", "hyper_hypercube", "simple_base"]
 N = [*range(1, 41), 64, 81, 97]
 UNIT = 2.0**-53
 
 
 def graph(name, n):
-    """The topology of that name on n nodes; n x degree must be even for a regular graph."""
-    options = {"degree": 3 + n % 2} if name == "random_regular" else {}
-    return topology(name, n, **options)
+    """The topology of that name on n nodes; n x degree must be even for a regular graph, and n a
+    product of numbers up to degree + 1 for a hyper-hypercube."""
+    options = {
+        "random_regular": {"degree": 3 + n % 2},
+        "hyper_hypercube": {"degree": max(1, largest_prime(n) - 1)},
+        "equi_dyn": {"period": 12},
+    }
+    return topology(name, n, **options.get(name, {}))
+
+
+def largest_prime(n):
+    """The largest prime factor of n; 1 has none and gives 1."""
+    prime = next((p for p in range(2, n) if n % p == 0), n)
+    return prime if prime == n else max(prime, largest_prime(n // prime))
 
 
 def hops(n):
@@ -272,6 +285,7 @@ def test_the_spectral_gap_of_a_schedule_is_a_rate_a_round():
     W = topology("ring", 8).matrix()
     once, thrice, lazy = spectral_gap([W]), spectral_gap([W] * 3), spectral_gap([W, torch.eye(8)])
     assert thrice == spectral(once, 8)
+    assert spectral_gap([W] * 400) == spectral(once, 8)  # the product is below any rounding
     assert 1 - lazy == spectral(math.sqrt(1 - once), 8)
 
 
@@ -324,6 +338,340 @@ def test_degree_one_is_refused_for_it_cannot_connect():
         topology("random_regular", 8, degree=1)
 
 
+def rounds_of(t):
+    return [t.matrix(r) for r in range(t.period)]
+
+
+def product(matrices):
+    """Of all rounds, the first on the right."""
+    result = torch.eye(matrices[0].shape[0], dtype=torch.float64)
+    for W in matrices:
+        result = W @ result
+    return result
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", FINITE_TIME)
+def test_finite_time_graphs_agree_exactly_after_one_period_for_every_n(name, degree):
+    for n in range(1, 100):
+        if name == "hyper_hypercube" and largest_prime(n) > degree + 1:
+            with pytest.raises(UserError, match="take the topology 'base'"):
+                topology(name, n, degree=degree)
+            continue
+        t = topology(name, n, degree=degree)
+        for W in rounds_of(t):
+            assert torch.equal(W, W.T)
+            assert bool((W >= 0).all())
+            assert float((W.sum(1) - 1).abs().max()) <= n * UNIT
+            assert int((W.fill_diagonal_(0) > 0).sum(1).max()) <= degree
+        torch.testing.assert_close(product(rounds_of(t)), J(n), rtol=0, atol=1e-12)
+        assert t.spectral_gap() == 1
+
+
+@pytest.mark.parametrize(
+    ("degree", "n", "simple", "shortest"),
+    [
+        (1, 5, 5, 5),
+        (1, 6, 5, 4),
+        (1, 8, 3, 3),
+        (1, 20, 9, 7),
+        (1, 24, 9, 6),
+        (1, 25, 9, 9),
+        (1, 32, 5, 5),
+        (1, 50, 11, 10),
+        (4, 25, 2, 2),
+    ],
+)
+def test_finite_time_graphs_are_as_long_as_is_known(degree, n, simple, shortest):
+    assert topology("simple_base", n, degree=degree).period == simple
+    assert topology("base", n, degree=degree).period == shortest
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3, 4])
+def test_a_simple_base_graph_takes_two_rounds_a_digit_and_a_base_graph_no_more(degree):
+    for n in (*range(2, 34), 63, 64, 65, 80, 81, 82, 99):
+        simple = topology("simple_base", n, degree=degree).period
+        assert topology("base", n, degree=degree).period <= simple
+        if largest_prime(n) <= degree + 1:
+            assert simple == topology("hyper_hypercube", n, degree=degree).period
+        else:
+            top = max(p for p in range(8) if (degree + 1) ** p <= n)
+            leading = n // (degree + 1) ** top
+            assert simple == 2 * top + 1 + (leading > 1)
+
+
+@pytest.mark.parametrize("n", [2, 4, 8, 16, 64])
+def test_a_hyper_hypercube_of_degree_one_is_the_hypercube_one_dimension_a_round(n):
+    t = topology("hyper_hypercube", n)
+    assert 2**t.period == n
+    for r, W in enumerate(rounds_of(t)):
+        assert support(W) == {(i, i ^ 2**r) for i in range(n)}
+        assert all_equal(W[W > 0], 1 / 2)
+
+
+def test_a_hyper_hypercube_agrees_from_any_round_on():
+    matrices = rounds_of(topology("hyper_hypercube", 30, degree=4))
+    for start in range(len(matrices)):
+        turned = product(matrices[start:] + matrices[:start])
+        torch.testing.assert_close(turned, J(30), rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", FINITE_TIME)
+@pytest.mark.parametrize("n", [2, 3, 7, 12])
+def test_with_enough_neighbours_a_finite_time_graph_is_complete(name, n):
+    for degree in (n - 1, n, 10**12):
+        t = topology(name, n, degree=degree)
+        assert t.period == 1
+        assert torch.equal(t.matrix(), J(n))
+
+
+def average(n, *groups):
+    """Each group averages, all others keep their value."""
+    W = torch.eye(n, dtype=torch.float64)
+    for group in groups:
+        for i in group:
+            W[i, group] = 1 / len(group)
+    return W
+
+
+def linked(W, weight, *pairs):
+    """Pairs hear each other with that weight, the second node of a pair perhaps several."""
+    for i, j in pairs:
+        W[i, j] = W[j, i] = weight
+        W[i, i] -= weight
+        W[j, j] -= weight
+    return W
+
+
+@pytest.mark.parametrize(
+    ("degree", "n", "by_hand"),
+    [
+        (1, 3, [average(3, [0, 1]), linked(average(3), 2 / 3, (1, 2)), average(3, [0, 1])]),
+        (
+            1,
+            7,
+            [
+                average(7, [0, 1], [2, 3], [4, 5]),
+                average(7, [0, 2], [1, 3], [4, 5]),
+                linked(average(7), 4 / 7, (3, 6), (2, 4), (1, 5)),
+                linked(average(7, [0, 1], [2, 3]), 2 / 3, (5, 6)),
+                average(7, [0, 2], [1, 3], [4, 5]),
+            ],
+        ),
+        (
+            2,
+            5,
+            [
+                average(5, [0, 1, 2], [3, 4]),
+                linked(average(5), 3 / 5, (2, 3), (1, 4)),
+                average(5, [0, 1, 2], [3, 4]),
+            ],
+        ),
+        (
+            2,
+            7,
+            [
+                average(7, [0, 1], [2, 3], [4, 5]),
+                average(7, [0, 2, 4], [1, 3, 5]),
+                linked(average(7, [0, 1, 3]), 3 / 7, (2, 6), (5, 6)),
+                average(7, [0, 1, 2], [3, 4, 5]),
+            ],
+        ),
+    ],
+)
+def test_small_simple_base_graphs_are_those_built_by_hand(degree, n, by_hand):
+    built = rounds_of(topology("simple_base", n, degree=degree))
+    for W, expected in zip(built, by_hand, strict=True):
+        torch.testing.assert_close(W, expected, rtol=0, atol=2 * UNIT)
+
+
+def test_a_base_graph_is_simple_base_graphs_and_then_hypercubes_across():
+    triple = rounds_of(topology("simple_base", 3))
+    blocks = [torch.block_diag(*[W] * 4) for W in triple]
+    across = [
+        average(12, *([j + s, j + s + d] for s in starts for j in range(3)))
+        for d, starts in ((3, (0, 6)), (6, (0, 3)))
+    ]
+    for W, expected in zip(rounds_of(topology("base", 12)), blocks + across, strict=True):
+        torch.testing.assert_close(W, expected, rtol=0, atol=2 * UNIT)
+
+
+def test_a_number_of_nodes_that_has_no_hyper_hypercube_is_refused_with_advice_that_works():
+    with pytest.raises(UserError, match="without prime factors above 2, got 50, a multiple of 5"):
+        topology("hyper_hypercube", 50)
+    assert topology("base", 50).n_nodes == 50
+
+
+def squared_distance(x):
+    return float(((x - x.mean(0)) ** 2).sum())
+
+
+def hoeffding(samples):
+    """How far the mean of independent numbers in [0, 1] exceeds its expectation, but for one case
+    in 10^9."""
+    return math.sqrt(9 * math.log(10) / (2 * samples))
+
+
+@pytest.mark.parametrize("degree", [1, 2, 5, 40])
+@pytest.mark.parametrize("n", [3, 4, 12, 25, 64])
+def test_an_equi_static_graph_hears_the_same_few_shifts_everywhere(n, degree):
+    for seed in range(5):
+        W = equi_static(n, degree=degree, seed=seed).matrix()
+        first = W[0]
+        for i in range(n):
+            assert torch.equal(W[i], first.roll(i))
+        assert first[0] == 1 / n
+        shares = first[1:] * degree * n / (n - 1)
+        torch.testing.assert_close(shares, shares.round(), rtol=0, atol=1e-12)
+        assert round(float(shares.sum())) == degree
+        assert math.gcd(n, *(a + 1 for a in shares.nonzero().flatten().tolist())) == 1
+
+
+def test_an_equi_static_graph_is_directed_and_as_dense_as_an_exponential_one_unless_told():
+    for n in (5, 16, 33, 100):
+        W = topology("equi_static", n).matrix()
+        expected = topology("equi_static", n, degree=len(hops(n)), seed=0).matrix()
+        assert torch.equal(W, expected)
+        assert not torch.equal(W, W.T)
+
+
+@pytest.mark.parametrize("n", [3, 5, 7, 11, 13])
+def test_one_random_shift_contracts_by_exactly_n_minus_2_over_n_on_average(n):
+    # n is prime, so that every shift is connected and none is drawn again
+    drawn = [equi_static(n, degree=1, seed=seed).matrix() for seed in range(20 * n)]
+    each = {int(W[0, 1:].argmax()): W for W in drawn}
+    assert len(each) == n - 1
+    mean = torch.stack(list(each.values())).mean(0)
+    square = torch.stack([W.T @ W for W in each.values()]).mean(0)
+    torch.testing.assert_close(mean, J(n), rtol=0, atol=1e-15)
+    expected = (n - 2) / n * (torch.eye(n) - J(n)) + J(n)
+    torch.testing.assert_close(square, expected, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("n", [5, 17, 64, 257])
+@pytest.mark.parametrize("degree", [4, 8])
+def test_equi_static_graphs_contract_by_1_over_their_degree_whatever_n(n, degree):
+    # Drawing again leaves the bound (n-2)/(nM) / P(connected), below 1/M for these n: 64 nodes
+    # have even shifts alone with probability (31/63)^M, the others are prime.
+    seeds = 400
+    x = torch.from_numpy(np.random.default_rng(n).standard_normal((n, 1)))
+    rates = []
+    for seed in range(seeds):
+        W = equi_static(n, degree=degree, seed=seed).mixing(0)
+        y = torch.zeros_like(x).index_add_(0, W.rows, W.weights[:, None] * x[W.indices])
+        assert float(y.mean()) == pytest.approx(float(x.mean()), abs=n * UNIT)
+        rates.append(squared_distance(y) / squared_distance(x))
+    assert np.mean(rates) <= 1 / degree + hoeffding(seeds)
+
+
+def greedy_matching(n, shift, start):
+    """Song et al. 2022, the loop of OU-EquiDyn."""
+    peer = {}
+    for i in [(start + m) % n for m in range(n)]:
+        j = (i + shift) % n
+        if i not in peer and j not in peer:
+            peer |= {i: j, j: i}
+    return frozenset(peer.items())
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 9, 12, 17])
+def test_matchings_of_equi_dyn_are_the_greedy_ones_and_contract_by_2_over_3(n):
+    draws = [(a, s) for a in range(1, n) for s in range(n)]
+    matrices = [_matching(n, a, s).dense() for a, s in draws]
+    expected = sorted(sorted(greedy_matching(n, a, s)) for a, s in draws)
+    assert sorted(sorted(support(W)) for W in matrices) == expected
+    for W in matrices:
+        assert all_equal(W[~torch.eye(n, dtype=torch.bool) & (W > 0)], (n - 1) / (2 * n))
+        assert len(support(W)) >= 2 * n / 3
+    square = torch.stack([W.T @ W for W in matrices]).mean(0)
+    rate = float(torch.linalg.matrix_norm(square - J(n), ord=2))
+    w = (n - 1) / (2 * n)
+    assert rate <= 1 - 4 / 3 * w * (1 - w) * n / (n - 1) + n * UNIT
+    assert rate <= 2 / 3
+
+
+@pytest.mark.parametrize("n", [3, 16, 100])
+def test_every_round_of_equi_dyn_has_one_peer_at_most_and_the_rate_is_that_of_any_n(n):
+    t = topology("equi_dyn", n, period=500, seed=3)
+    assert t.period == 500
+    x = torch.from_numpy(np.random.default_rng(n).standard_normal((n, 1)))
+    rates = []
+    for W in rounds_of(t):
+        assert torch.equal(W, W.T)
+        assert int((W > 0).sum(1).max()) <= 2
+        y = W @ x
+        assert float(y.mean()) == pytest.approx(float(x.mean()), abs=n * UNIT)
+        rates.append(squared_distance(y) / squared_distance(x))
+    assert np.mean(rates) <= 2 / 3 + hoeffding(t.period)
+    # by Markov, 1 - p > 0.72 in less than n (2/3 / 0.72)^500 of all cases, one in 10^14
+    assert t.spectral_gap() > 0.28
+
+
+def test_equi_dyn_on_two_nodes_halves_their_difference_in_every_round():
+    for period in (1, 64, 500):
+        assert topology("equi_dyn", 2, period=period).spectral_gap() == spectral(3 / 4, period)
+
+
+@pytest.mark.parametrize("name", ["equi_dyn", "equi_static", "erdos_renyi"])
+def test_a_random_graph_is_the_same_for_one_seed_and_another_for_another(name):
+    build = TOPOLOGIES[name].component
+    drawn = [torch.stack(rounds_of(build(20, seed=seed))) for seed in range(4)]
+    for seed, W in enumerate(drawn):
+        assert torch.equal(W, torch.stack(rounds_of(build(20, seed=seed))))
+    assert len({tuple(W.flatten().tolist()) for W in drawn}) == len(drawn)
+
+
+def test_a_longer_period_of_equi_dyn_begins_as_the_shorter_one():
+    short, long = (topology("equi_dyn", 24, period=period) for period in (16, 64))
+    assert topology("equi_dyn", 24).period == 64
+    for W, V in zip(rounds_of(short), rounds_of(long), strict=False):
+        assert torch.equal(W, V)
+
+
+@pytest.mark.parametrize("options", [{}, {"p": 0.3}, {"degree": 5.5}])
+@pytest.mark.parametrize("n", [2, 10, 50])
+def test_an_erdos_renyi_graph_is_connected_with_weights_by_degree(n, options):
+    for seed in range(5):
+        links = topology("erdos_renyi", n, seed=seed, **options).matrix().fill_diagonal_(0)
+        assert nx.is_connected(nx.from_numpy_array(links.numpy()))
+        degree = (links > 0).sum(1)
+        expected = 1 / (1 + torch.maximum(degree[:, None], degree).double())
+        assert torch.equal(links, torch.where(links > 0, expected, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "degree"), [({}, 2 * math.log(200)), ({"p": 0.1}, 19.9), ({"degree": 12}, 12)]
+)
+def test_nodes_of_an_erdos_renyi_graph_have_the_mean_degree_that_was_asked_for(options, degree):
+    # 2 edges / n, with edges binomial: the mean over seeds strays by less than six deviations;
+    # fewer than one draw in 100 is not connected and drawn again
+    n, seeds = 200, 50
+    drawn = [topology("erdos_renyi", n, seed=seed, **options).mixing(0) for seed in range(seeds)]
+    mean = np.mean([(W.nnz - n) / n for W in drawn])
+    assert abs(mean - degree) < 6 * math.sqrt(2 * degree / (n * seeds))
+
+
+def test_an_erdos_renyi_graph_of_every_pair_is_complete():
+    for options in ({"p": 1}, {"degree": 7}, {"degree": 1e9}):
+        W = topology("erdos_renyi", 8, **options).matrix()
+        assert torch.allclose(W, J(8), rtol=0, atol=8 * UNIT)
+
+
+@pytest.mark.parametrize("n", [10, 30, 300])
+@pytest.mark.parametrize("sparse", [{"p": 0.001}, {"degree": 0.5}])
+def test_a_graph_that_is_never_connected_is_refused_with_advice_that_works(n, sparse):
+    with pytest.raises(UserError, match=f"of 100 random graphs .* on {n} nodes was con") as error:
+        topology("erdos_renyi", n, **sparse)
+    (enough,) = re.search(r"take degree (\d+) or more", str(error.value)).groups()
+    for seed in range(3):
+        assert topology("erdos_renyi", n, degree=int(enough), seed=seed).n_nodes == n
+
+
+def test_both_p_and_a_degree_are_refused():
+    with pytest.raises(UserError, match="p or the mean degree, not both"):
+        topology("erdos_renyi", 8, p=0.5, degree=3)
+
+
 @pytest.mark.parametrize(
     ("wrong", "right"), [("rnig", "ring"), ("tours", "torus"), ("one_peer", "one_peer_exponential")]
 )
@@ -354,11 +702,24 @@ def test_an_unknown_option_is_refused(name):
 
 
 @pytest.mark.parametrize(
-    "options", [{"degree": 0}, {"degree": -2}, {"degree": 2.5}, {"seed": -1}, {"degree": "many"}]
+    ("name", "options"),
+    [
+        *(
+            (name, {"degree": value})
+            for name in [*FINITE_TIME, "equi_static", "random_regular"]
+            for value in (0, -2, 2.5, "many")
+        ),
+        *(
+            (name, {"seed": -1})
+            for name in ["equi_dyn", "equi_static", "erdos_renyi", "random_regular"]
+        ),
+        *(("erdos_renyi", option) for option in ({"p": 0}, {"p": 1.5}, {"degree": 0})),
+        ("equi_dyn", {"period": 0}),
+    ],
 )
-def test_an_option_that_is_not_valid_is_refused_and_named(options):
+def test_an_option_that_is_not_valid_is_refused_and_named(name, options):
     with pytest.raises(ValidationError, match=next(iter(options))):
-        topology("random_regular", 8, **options)
+        topology(name, 8, **options)
 
 
 def test_a_choice_may_be_a_table_as_in_a_suite():

@@ -33,7 +33,7 @@ def open_report(folder: Path) -> tuple[Suite, dict[str, Record]]:
 def load_records(suite: Suite, store: Store) -> dict[str, Record]:
     """The records of the suite's runs that are on disk, by run id."""
     records: dict[str, Record] = {}
-    alone = suite.exhaustive()
+    alone = suite.exhaustive
     for run in [*suite.tuning, *(alone.tuning if alone else ())]:
         if record := store.load(run.spec):
             records[record.id] = record

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from teleport_bench.activation import BLOCK, draw_holders
+from teleport_bench.activation import BLOCK
 from teleport_bench.metrics import METRICS
 from teleport_bench.record import Record
 from teleport_bench.report.tables import Cell, Table
@@ -52,7 +52,7 @@ class Found:
 def find(suite: Suite, records: Mapping[str, Record]) -> list[Found]:
     """Every search of a suite whose tuning runs all have records."""
     choices = choose(suite, records)
-    alone = suite.exhaustive()
+    alone = suite.exhaustive
     by_setting = {}
     if alone:
         tried = choose(alone, records)
@@ -113,18 +113,12 @@ def _count(specs: Sequence[RunSpec]) -> tuple[int, int]:
     if together:
         rounds += together[0].rounds
         for block in range(-(-together[0].rounds // BLOCK)):
-            holders = np.concatenate([_holders(s, block) for s in together], axis=1)
+            holders = np.concatenate([s.holders(block) for s in together], axis=1)
             distinct = (np.diff(np.sort(holders, axis=1), axis=1) > 0).sum(1) + 1
             if (distinct < holders.shape[1]).any():
                 raise RuntimeError("two candidates of a search are active at one node")
             most = max(most, int(distinct.max()))
     return rounds, most
-
-
-def _holders(spec: RunSpec, block: int) -> Any:
-    share = (spec.share.first, spec.share.among) if spec.share else None
-    activation = spec.build_algorithm().activation
-    return draw_holders(activation, spec.seed, spec.nodes, spec.n_active, block, share)
 
 
 def table(suite: Suite, found: Sequence[Found]) -> Table:

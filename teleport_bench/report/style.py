@@ -28,6 +28,12 @@ DASHES: dict[str, tuple[float, ...] | str] = {
     "complete": (6, 1, 1, 1),
     "star": (3, 1, 1, 1, 1, 1),
     "random_regular": (5, 2, 2, 2),
+    "erdos_renyi": (5, 2, 2, 2, 2, 2),
+    "base": (8, 1.5),
+    "simple_base": (8, 1.5, 2, 1.5),
+    "hyper_hypercube": (8, 1.5, 2, 1.5, 2, 1.5),
+    "equi_static": (2, 3),
+    "equi_dyn": (1, 2.5),
 }
 
 

@@ -1,0 +1,231 @@
+"""Rates of D-SGD and TELEPORTATION, the number of active nodes that is best by them, spectral gaps.
+
+Everything here is derived, and upper bounds on an average of ||grad f||^2 over T rounds up to a
+constant factor: D-SGD's after Koloskova et al. 2020, TELEPORTATION's with the heterogeneity as
+noise, since holders are drawn afresh. None of it is quoted from Takezawa and Stich 2025.
+
+Symbols: f_i is L-smooth on each of n nodes, sigma2 the variance of a stochastic gradient, zeta2 the
+mean of ||grad f_i - grad f||^2 over the nodes, r0 = f(x0) - min f, D = L r0, V = sigma2 + zeta2,
+and p_k the spectral gap 1 - ||W - J||_2^2 of the topology on k nodes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from typing import Annotated, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from teleport_bench.errors import UserError
+from teleport_bench.registry import TOPOLOGIES, Choice, StrictModel
+from teleport_bench.topologies import topology
+from teleport_kernels import Mixing
+
+Floats = NDArray[np.float64]
+
+
+def _ascending(values: list[int]) -> list[int]:
+    return sorted(set(values))
+
+
+Counts = Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(_ascending)]
+
+
+class Constants(StrictModel):
+    """Of the problem: L, r0 = f(x0) - min f, gradient noise sigma2, heterogeneity zeta2."""
+
+    L: PositiveFloat = 1.0
+    r0: PositiveFloat = 1.0
+    sigma2: NonNegativeFloat = 1.0
+    zeta2: NonNegativeFloat = 1.0
+
+
+ONES = Constants()
+
+
+class TheorySpec(Constants):
+    """What the tables and the figure of the theory are about."""
+
+    nodes: Counts = [8, 32, 128]
+    rounds: Counts = [100, 10_000, 1_000_000]
+    topologies: Annotated[list[TOPOLOGIES.field()], Field(min_length=1)] = [  # type: ignore[valid-type]
+        "ring",
+        "torus",
+        "exponential",
+        "complete",
+    ]
+
+
+@np.errstate(divide="ignore")  # no bound where p = 0
+def dsgd_bound(p: ArrayLike, n: ArrayLike, T: ArrayLike, c: Constants = ONES) -> Floats:
+    """D-SGD after T rounds on n nodes with spectral gap p = p_n; arguments are broadcast:
+
+    sqrt(D sigma2 / (n T)) + (D^2 (p sigma2 + zeta2) / (p^2 T^2))^(1/3) + D / (p T).
+    """
+    p, n, T = (np.asarray(v, dtype=float) for v in (p, n, T))
+    D = c.L * c.r0
+    agreement = np.cbrt(D**2 * (p * c.sigma2 + c.zeta2) / (p * T) ** 2)
+    bound: Floats = np.sqrt(D * c.sigma2 / (n * T)) + agreement + D / (p * T)
+    return bound
+
+
+@np.errstate(divide="ignore")
+def teleportation_bound(
+    p: ArrayLike, k: ArrayLike, n: float, T: ArrayLike, c: Constants = ONES
+) -> Floats:
+    """TELEPORTATION after T rounds, k of n nodes active, p = p_k; p, k and T are broadcast:
+
+    sqrt(D (sigma2 + (1 - (k-1)/(n-1)) zeta2) / (k T)) + (D^2 V / (p T^2))^(1/3) + D / (p T).
+
+    What a round's k nodes differ from the mean vanishes at k = n. n may be infinite.
+    """
+    p, k, T = (np.asarray(v, dtype=float) for v in (p, k, T))
+    D, V = c.L * c.r0, c.sigma2 + c.zeta2
+    left_out = 1.0 if math.isinf(n) else (n - k) / max(n - 1, 1)
+    sampling = np.sqrt(D * (c.sigma2 + left_out * c.zeta2) / (k * T))
+    bound: Floats = sampling + np.cbrt(D**2 * V / (p * T**2)) + D / (p * T)
+    return bound
+
+
+def candidates(n: int) -> list[int]:
+    """1, 2, 4, .. up to n: the numbers of active nodes among which a search chooses."""
+    return [2**j for j in range(n.bit_length())]
+
+
+class Best(NamedTuple):
+    """The number of active nodes with the smallest bound, and that bound."""
+
+    k: int
+    bound: float
+
+
+def best_k(
+    graph: str | Choice,
+    n: int,
+    T: float,
+    c: Constants = ONES,
+    among: Iterable[int] | None = None,
+) -> Best:
+    """The k of `among` (default: the candidates of a search) with the smallest bound after T rounds
+    on n nodes, by the spectral gaps of the real graphs; ties to the smaller. A k for which there is
+    no such graph is left out.
+    """
+    gaps = spectral_gaps(graph, candidates(n) if among is None else among)
+    if not gaps:
+        raise UserError(f"topology {graph} has no graph on any of the numbers of active nodes")
+    k = np.array(sorted(gaps))
+    bounds = teleportation_bound([gaps[int(i)] for i in k], k, n, T, c)
+    best = int(bounds.argmin())
+    return Best(int(k[best]), float(bounds[best]))
+
+
+def spectral_gaps(graph: str | Choice, sizes: Iterable[int]) -> dict[int, float]:
+    """p by number of nodes, of those sizes for which there is such a graph."""
+    choice = json.dumps(TOPOLOGIES.resolve(graph), sort_keys=True)
+    gaps = {size: _gap(choice, size) for size in sizes}
+    return {size: gap for size, gap in gaps.items() if gap is not None}
+
+
+@functools.lru_cache(maxsize=4096)
+def _gap(choice: str, n: int) -> float | None:
+    try:
+        graph = topology(json.loads(choice), n)
+    except UserError:
+        return None
+    gap = gap_by_fourier(graph.mixings)
+    return graph.spectral_gap() if gap is None else gap
+
+
+def gap_by_fourier(mixings: Iterable[Mixing]) -> float | None:
+    """The spectral gap of matrices that are invariant under the shifts of one a x b grid that wraps
+    around (ring, torus, exponential, complete), in O(n log n); None for any other.
+
+    Such matrices share their eigenvectors, the characters of Z_a x Z_b, and are normal: the norm of
+    a product is the largest product of moduli of eigenvalues.
+    """
+    mixings = list(mixings)
+    n = mixings[0].n_rows
+    a = next(d for d in range(math.isqrt(n), 0, -1) if n % d == 0)
+    for shape in dict.fromkeys([(1, n), (a, n // a)]):
+        kernels = [_kernel(mixing, shape) for mixing in mixings]
+        moduli = [
+            np.abs(np.fft.fft2(kernel)).ravel()[1:] for kernel in kernels if kernel is not None
+        ]
+        if len(moduli) == len(mixings):
+            # by logarithms, so that a long period does not come out as an exact zero
+            with np.errstate(divide="ignore"):
+                logs = np.log(np.where(np.greater(moduli, 1e-12), moduli, 0.0))
+            return 1 - float(np.exp(2 * logs.mean(0).max(initial=-np.inf)))
+    return None
+
+
+def _kernel(mixing: Mixing, shape: tuple[int, int]) -> Floats | None:
+    """(a, b): W[i, j] by the difference j - i on the grid; None where it depends on more."""
+    rows, cols, weights = mixing.rows.numpy(), mixing.indices.numpy(), mixing.weights.numpy()
+    grid = zip(np.unravel_index(cols, shape), np.unravel_index(rows, shape), shape, strict=True)
+    shift = np.ravel_multi_index(tuple((c - r) % size for c, r, size in grid), shape)
+    n = mixing.n_rows
+    kernel = np.zeros(n)
+    kernel[shift] = weights
+    complete = np.isin(np.bincount(shift, minlength=n), (0, n)).all()
+    if not complete or np.abs(kernel[shift] - weights).max() > 1e-12:
+        return None
+    return kernel.reshape(shape)
+
+
+class Rate(NamedTuple):
+    """How a topology's gap goes with k, and what follows for the best k and the bound at it."""
+
+    gap: Callable[[Floats], Floats]
+    """p_k for large k."""
+    best_k: Fraction | None
+    """Exponent of T in the best k, up to logarithms; None where all n nodes are best."""
+    bound: Fraction
+    """Exponent of T in the bound at the best k while that is below n, up to logarithms."""
+
+
+RATES = {
+    "ring": Rate(lambda k: 8 * np.pi**2 / (3 * k**2), Fraction(1, 7), Fraction(-4, 7)),
+    "torus": Rate(lambda k: 8 * np.pi**2 / (5 * k), Fraction(1, 5), Fraction(-3, 5)),
+    "exponential": Rate(
+        lambda k: 4 * np.log2(k) / (1 + np.log2(k)) ** 2, Fraction(1, 3), Fraction(-2, 3)
+    ),
+    "complete": Rate(np.ones_like, None, Fraction(-2, 3)),
+}
+"""Topologies whose gap is known in closed form."""
+
+
+class Exponents(NamedTuple):
+    best_k: float | None
+    bound: float
+
+
+DECADES = 30.0, 60.0
+"""Of T, in which exponents are measured: so far out since logarithms die slowly."""
+
+
+def exponents(name: str, decades: tuple[float, float] = DECADES) -> Exponents:
+    """Exponents of T in the best k and in the bound at it, by minimising the bound over real k.
+
+    Of infinitely many nodes, with the gap of large k and all constants 1: slopes of a line through
+    10^decades[0] <= T <= 10^decades[1] on logarithmic axes, by least squares. Where p = 1 the
+    smallest bound is in the limit of large k.
+    """
+    T = np.logspace(*decades, 31)
+    k = np.geomspace(2, 10.0 ** (decades[1] / 2), 100_001)
+    p = np.minimum(RATES[name].gap(k), 1.0)
+    found = [teleportation_bound(p, k, math.inf, t) for t in T]
+    best = np.array([bound.argmin() for bound in found])
+    least = np.array([bound[i] for bound, i in zip(found, best, strict=True)])
+
+    def slope(values: Floats) -> float:
+        return float(np.polyfit(np.log(T), np.log(values), 1)[0])
+
+    at_end = (best == len(k) - 1).all()
+    return Exponents(None if at_end else slope(k[best]), slope(least))

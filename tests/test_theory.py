@@ -1,0 +1,346 @@
+"""Bounds, best k and spectral gaps: closed forms, brute force, and the exponents that follow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+import teleport_bench as tb
+from teleport_bench import theory
+from teleport_bench.registry import TOPOLOGIES
+from teleport_bench.report import theory as report
+from teleport_bench.report.tables import Table
+from teleport_bench.theory import Constants, TheorySpec, best_k, dsgd_bound, teleportation_bound
+
+positive = st.floats(0.01, 100)
+constants = st.builds(
+    Constants, L=positive, r0=positive, sigma2=st.floats(0, 10), zeta2=st.floats(0, 10)
+)
+gaps = st.floats(1e-3, 1)
+rounds = st.integers(1, 10**6)
+ROUNDING = 1 + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ring", {1: 1, 2: 1, 4: 0.889, 8: 0.352, 16: 0.0989, 32: 0.0255, 64: 0.0064}),
+        ("exponential", {1: 1, 2: 1, 4: 0.889, 8: 0.75, 16: 0.64, 32: 0.556, 64: 0.490}),
+        ("complete", {1: 1, 5: 1, 300: 1}),
+        ("ring", {10_000: 8 * math.pi**2 / 3e8}),
+        ("torus", {90_000: 8 * math.pi**2 / (5 * 90_000)}),
+    ],
+)
+def test_spectral_gaps_of_known_graphs(name: str, expected: dict[int, float]) -> None:
+    found = theory.spectral_gaps(name, expected)
+    assert found == pytest.approx(expected, rel=6e-3)
+
+
+@pytest.mark.parametrize("name", TOPOLOGIES.names())
+def test_gaps_are_those_of_the_matrices(name: str) -> None:
+    for n, gap in theory.spectral_gaps(name, range(1, 28)).items():
+        assert gap == pytest.approx(tb.topology(name, n).spectral_gap(), abs=1e-9), n
+
+
+def test_gaps_by_fourier_are_for_graphs_that_look_the_same_from_every_node() -> None:
+    for name in ("ring", "torus", "exponential", "one_peer_exponential", "complete"):
+        assert theory.gap_by_fourier(tb.topology(name, 12).mixings) is not None
+    for name in ("star", "random_regular"):
+        assert theory.gap_by_fourier(tb.topology(name, 12).mixings) is None
+
+
+def test_sizes_without_such_a_graph_are_left_out() -> None:
+    cubic = {"name": "random_regular", "degree": 3}
+    assert list(theory.spectral_gaps(cubic, [6, 7, 8, 9])) == [6, 8]
+    assert best_k(cubic, 64, 1e9, among=range(7, 12)).k in (8, 10)
+    with pytest.raises(tb.UserError, match="no graph on any"):
+        best_k(cubic, 9, 100, among=[7, 9])
+
+
+@settings(deadline=None)
+@given(gaps, st.integers(1, 1000), rounds, constants)
+def test_a_bound_falls_with_the_gap_and_with_rounds_and_grows_with_noise(
+    p: float, n: int, T: int, c: Constants
+) -> None:
+    k = max(1, n // 2)
+    bounds: list[Callable[..., Any]] = [
+        lambda p, T, c: dsgd_bound(p, n, T, c),
+        lambda p, T, c: teleportation_bound(p, k, n, T, c),
+    ]
+    for bound in bounds:
+        value = bound(p, T, c)
+        assert value > 0
+        assert bound(min(1, 2 * p), T, c) <= value * ROUNDING
+        assert bound(p, 2 * T, c) < value
+        for key in ("sigma2", "zeta2", "L", "r0"):
+            more = c.model_copy(update={key: getattr(c, key) + 1})
+            assert bound(p, T, more) >= value / ROUNDING
+
+
+@settings(deadline=None)
+@given(gaps, st.integers(2, 1000), st.data(), rounds, constants)
+def test_more_tokens_at_the_same_gap_are_never_worse(
+    p: float, n: int, data: st.DataObject, T: int, c: Constants
+) -> None:
+    k = data.draw(st.integers(1, n - 1))
+    more, fewer = teleportation_bound(p, [k + 1, k], n, T, c)
+    assert more <= fewer * ROUNDING
+
+
+@settings(deadline=None)
+@given(gaps, st.integers(1, 1000), rounds, constants)
+def test_with_all_nodes_active_the_heterogeneity_is_in_the_second_term_alone(
+    p: float, n: int, T: int, c: Constants
+) -> None:
+    D, V = c.L * c.r0, c.sigma2 + c.zeta2
+    rest = (D**2 * V / (p * T**2)) ** (1 / 3) + D / (p * T)
+    expected = math.sqrt(D * c.sigma2 / (n * T)) + rest
+    assert teleportation_bound(p, n, n, T, c) == pytest.approx(expected)
+    one = math.sqrt(D * (V if n > 1 else c.sigma2) / T) + rest  # n = 1: nothing to sample
+    assert teleportation_bound(p, 1, n, T, c) == pytest.approx(one)
+    assert teleportation_bound(p, 1, math.inf, T, c) == pytest.approx(math.sqrt(D * V / T) + rest)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 1000), rounds, constants)
+def test_where_one_round_agrees_exactly_both_methods_have_one_bound(
+    n: int, T: int, c: Constants
+) -> None:
+    assert teleportation_bound(1, n, n, T, c) == pytest.approx(dsgd_bound(1, n, T, c))
+    assert best_k("complete", n, T, c, [1, n]).bound <= teleportation_bound(1, 1, n, T, c)
+
+
+def test_without_heterogeneity_all_nodes_active_is_dsgd() -> None:
+    c = Constants(zeta2=0, sigma2=3)
+    assert teleportation_bound(0.2, 9, 9, 50, c) == pytest.approx(dsgd_bound(0.2, 9, 50, c))
+
+
+def test_a_graph_that_never_agrees_has_no_bound() -> None:
+    assert dsgd_bound(0, 4, 10) == math.inf
+    assert teleportation_bound([0, 1], 2, 4, 10)[0] == math.inf
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(["ring", "torus", "exponential", "complete"]),
+    st.integers(1, 24),
+    st.sampled_from([1, 30, 1000, 10**6]),
+    constants,
+)
+def test_the_best_k_is_the_one_of_brute_force(name: str, n: int, T: int, c: Constants) -> None:
+    def bound(k: int) -> float:
+        return float(teleportation_bound(tb.topology(name, k).spectral_gap(), k, n, T, c))
+
+    every = best_k(name, n, T, c, range(1, n + 1))
+    assert every.bound == pytest.approx(min(map(bound, range(1, n + 1))))
+    assert bound(every.k) == pytest.approx(every.bound)
+    search = best_k(name, n, T, c)
+    assert search.k in theory.candidates(n)
+    assert search.bound == pytest.approx(min(map(bound, theory.candidates(n))))
+    assert search.bound >= every.bound
+
+
+def test_candidates_are_those_of_a_search() -> None:
+    assert theory.candidates(1) == [1]
+    assert theory.candidates(25) == [1, 2, 4, 8, 16]
+    assert theory.candidates(32) == [1, 2, 4, 8, 16, 32]
+
+
+def test_without_noise_one_node_is_enough() -> None:
+    assert best_k("ring", 64, 1000, Constants(sigma2=0, zeta2=0)).k == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "bound", "k"), [("ring", -4 / 7, 1 / 7), ("torus", -3 / 5, 1 / 5)]
+)
+def test_exponents_are_what_the_minimised_bound_has(name: str, bound: float, k: float) -> None:
+    found = theory.exponents(name)
+    assert found.bound == pytest.approx(bound, abs=2e-4)
+    assert found.best_k == pytest.approx(k, abs=2e-4)
+    rate = theory.RATES[name]
+    assert (float(rate.bound), float(rate.best_k or 0)) == pytest.approx((bound, k))
+
+
+def test_exponents_of_the_exponential_graph_come_close_as_logarithms_die() -> None:
+    near, far = (theory.exponents("exponential", (d, d + 20)) for d in (10, 60))
+    assert near.best_k is not None
+    assert far.best_k is not None
+    assert abs(far.best_k - 1 / 3) < abs(near.best_k - 1 / 3) < 0.05
+    assert abs(far.bound + 2 / 3) < abs(near.bound + 2 / 3) < 0.02
+
+
+def test_where_p_is_one_every_node_is_best() -> None:
+    assert theory.exponents("complete") == (None, pytest.approx(-2 / 3, abs=1e-3))
+    assert theory.RATES["complete"].best_k is None
+    assert best_k("complete", 64, 10).k == 64
+
+
+@pytest.mark.parametrize("name", ["ring", "torus", "exponential"])
+def test_gaps_of_large_graphs_go_as_the_rates_say(name: str) -> None:
+    k = np.array([256, 1024])
+    true = [theory.spectral_gaps(name, [n])[n] for n in k.tolist()]
+    assert theory.RATES[name].gap(k.astype(float)) == pytest.approx(true, rel=0.05)
+
+
+def asymptotic(name: str, n: float, T: float, c: Constants) -> float:
+    """The last column of the table of rates, without its first term, at its best k."""
+    D, V = c.L * c.r0, c.sigma2 + c.zeta2
+    if name == "ring":
+        rest = (D**4 * V**3 / T**4) ** (1 / 7) + (D**5 * V**2 / T**5) ** (1 / 7)
+    elif name == "torus":
+        rest = (D**3 * V**2 / T**3) ** (1 / 5) + (D**4 * V / T**4) ** (1 / 5)
+    elif name == "exponential":
+        log_k = math.log2(2 * min(n, (V * T / D) ** (1 / 3)))
+        rest = (D**2 * V * log_k / T**2) ** (1 / 3) + D * log_k / T
+    else:
+        rest = (D**2 * V / T**2) ** (1 / 3) + D / T
+    return math.sqrt(D * c.sigma2 / (n * T)) + rest
+
+
+@pytest.mark.parametrize("name", theory.RATES)
+@settings(deadline=None)
+@given(st.integers(0, 9), st.floats(2, 12), constants)
+def test_the_smallest_bound_is_the_tables_up_to_a_constant(
+    name: str, doublings: int, decades: float, c: Constants
+) -> None:
+    n, T, D, V = 2**doublings, 10**decades, c.L * c.r0, c.sigma2 + c.zeta2
+    if V * T < D:
+        return  # too few rounds to ask for more than one node
+    best = best_k(name, n, T, c)
+    ratio = best.bound / asymptotic(name, n, T, c)
+    assert ratio < 3
+    if best.k < n:  # with all nodes active less noise is left than V
+        assert ratio > 0.2
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"nodes": []}, "at least 1 item"),
+        ({"rounds": [0]}, "greater than 0"),
+        ({"zeta2": -1}, "greater than or equal to 0"),
+        ({"L": 0}, "greater than 0"),
+        ({"topologies": ["rnig"]}, "did you mean 'ring'"),
+        ({"topology": ["ring"]}, "did you mean 'topologies'"),
+    ],
+)
+def test_a_mistake_in_the_settings_is_named(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        TheorySpec.model_validate(given)
+
+
+SMALL = TheorySpec(nodes=[16, 4], rounds=[1000, 10])
+Built = tuple[list[Table], dict[str, bytes]]
+
+
+@pytest.fixture(scope="module")
+def built() -> Built:
+    return report.build(SMALL)
+
+
+def test_settings_are_sorted_and_each_named_once() -> None:
+    assert SMALL.nodes == [4, 16]
+    assert TheorySpec(rounds=[7, 5, 7]).rounds == [5, 7]
+
+
+def test_tables_say_what_the_functions_say(built: Built) -> None:
+    tables, files = built
+    named = {table.name: table for table in tables}
+    assert list(named) == ["rates", "exponents", "spectral-gaps", "best-k"]
+    figures = {f"figures/best-k.{form}" for form in ("svg", "png")}
+    paths = {f"tables/{name}.{form}" for name in named for form in ("md", "csv", "tex")}
+    assert set(files) == paths | figures
+    for name in ("rates", "exponents", "best-k"):
+        assert "(derived)" in named[name].caption
+        assert "not quoted from the paper" in named[name].markdown()
+    rows = {(row[0], row[1]): row for row in named["best-k"].rows}
+    assert len(rows) == 4 * 2
+    best = best_k("ring", 16, 1000)
+    assert rows["ring", 16][5:7] == [best.k, f"{best.bound:.3g}"]
+    gap = tb.topology("ring", 16).spectral_gap()
+    assert rows["ring", 16][7] == f"{dsgd_bound(gap, 16, 1000):.3g}"
+    (ring,) = (row for row in named["spectral-gaps"].rows if row[0] == "ring")
+    assert ring == ["ring", "1", "0.8889", "0.3524", "0.09892"]
+    assert named["exponents"].rows[0] == ["ring", "-4/7 = -0.571", -0.571, "1/7 = 0.143", 0.143]
+
+
+def test_formulas_are_mathematics_in_latex_and_text_elsewhere(built: Built) -> None:
+    (rates, *_), files = built
+    tex = files["tables/rates.tex"].decode()
+    assert r"$\min\{n, (VT/D)^{1/7}\}$" in tex
+    assert "@" not in tex
+    body = tex.partition("midrule")[2].partition("bottomrule")[0]
+    assert body.isascii()
+    assert "min{n, (VT/D)^(1/7)}" in rates.markdown()
+    assert files["tables/rates.csv"].decode().count("\n") == 5
+
+
+def test_a_graph_without_closed_form_has_gaps_and_a_best_k() -> None:
+    cubic = {"name": "random_regular", "degree": 4}
+    tables, _ = report.build(TheorySpec(topologies=[cubic], nodes=[8], rounds=[10, 100]))
+    assert [table.name for table in tables] == ["spectral-gaps", "best-k"]
+    assert all(row[0] == "random_regular, degree = 4" for table in tables for row in table.rows)
+
+
+def test_the_same_settings_give_the_same_bytes(built: Built) -> None:
+    assert report.build(SMALL) == built
+
+
+def test_measured_values_are_drawn_beside_the_predicted_ones() -> None:
+    predicted = report.predicted(SMALL)
+    assert set(predicted["nodes"]) == {4, 16}
+    assert predicted["rounds"].min() == pytest.approx(10)
+    assert predicted["rounds"].max() == pytest.approx(1000)
+    measured = pd.DataFrame(
+        [("ring", 16, 500, 4)], columns=["topology", "nodes", "rounds", "best_k"]
+    )
+    alone, both = (report.draw_best_k(predicted, m)["svg"].decode() for m in (None, measured))
+    assert "measured" not in alone
+    assert "<!-- measured -->" in both
+    assert "<!-- ring, derived -->" in both
+
+
+def test_the_command_prints_tables_and_writes_them(
+    tmp_path: Path, bench: Callable[..., Any]
+) -> None:
+    options = ["--nodes", "4", "--rounds", "10,100", "--zeta2", "0.5", "--out", tmp_path]
+    done = bench("theory", *options, "--topology", "ring", "star")
+    assert done.code == 0, done.err
+    _, files = report.build(
+        TheorySpec(nodes=[4], rounds=[10, 100], zeta2=0.5, topologies=["ring", "star"])
+    )
+    place = tmp_path / "theory"
+    written = {p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file()}
+    assert written == set(files)
+    for name, content in files.items():
+        assert (place / name).read_bytes() == content, name
+    for words in ("Rates of D-SGD", "Exponents of T", "Spectral gap", "Best k", "ζ² = 0.5"):
+        assert words in done.out
+    assert done.out.rstrip().endswith(str(place))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--nodes", "8,x"], "nodes.1: input should be a valid integer"),
+        (["--nodes", ""], "nodes.0"),
+        (["--topology", "rnig"], "did you mean 'ring'"),
+        (["--sigma2", "-1"], "sigma2: input should be greater than or equal to 0, got '-1'"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_explained(
+    options: list[str], words: str, tmp_path: Path, bench: Callable[..., Any]
+) -> None:
+    done = bench("theory", *options, "--out", tmp_path)
+    assert done.code == 2
+    assert words in done.err
+    assert not list(tmp_path.iterdir())
