@@ -14,8 +14,8 @@ from teleport_bench.errors import UserError
 from teleport_bench.metrics import METRICS, ROUNDS_TO_TARGET, setting
 from teleport_bench.report.frame import Frame
 from teleport_bench.report.statistics import NO_STEP_SIZE, Comparison, Result, compare
-from teleport_bench.report.tables import Cell, Table, order, remark, show
-from teleport_bench.shown import ClaimSpec, Scalar, case_keys, matches, value_of
+from teleport_bench.report.tables import Cell, Table, remark
+from teleport_bench.shown import ClaimSpec, Scalar, case_keys, matches, order, show, value_of
 
 CLAIMS_FILE = "claims.json"
 VERDICTS = ("supported", "not supported", "not tested")

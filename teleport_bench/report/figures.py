@@ -27,12 +27,11 @@ from matplotlib.ticker import (
 )
 from matplotlib.transforms import ScaledTranslation
 
-from teleport_bench.metrics import AXES, COSTS, METRICS, ROUNDS_TO_TARGET, setting
+from teleport_bench.metrics import AXES, COST_AXES, METRICS, ROUNDS_TO_TARGET, setting
 from teleport_bench.report.frame import Frame, column
 from teleport_bench.report.statistics import summarise
 from teleport_bench.report.style import MARKERS, Style, style_of
-from teleport_bench.report.tables import order, show
-from teleport_bench.shown import FigureSpec
+from teleport_bench.shown import FigureSpec, order, show
 
 
 def draw(frame: Frame, spec: FigureSpec) -> dict[str, bytes]:
@@ -239,7 +238,7 @@ def _target(ax: Axes, frame: Frame, spec: FigureSpec, runs: pd.DataFrame) -> Non
 def _x_axis(ax: Axes, spec: FigureSpec, values: Sequence[Any]) -> None:
     """Label and scale; values: those of a setting, ascending."""
     if spec.curve:
-        ax.set_xlabel(AXES.get(spec.x) or COSTS[spec.x].label)
+        ax.set_xlabel(AXES.get(spec.x) or COST_AXES[spec.x])
         if spec.x != "rounds":
             unit = "B" if spec.x.startswith("bytes") else ""
             ax.xaxis.set_major_formatter(EngFormatter(unit=unit))

@@ -15,7 +15,7 @@ from tabulate import tabulate
 from teleport_bench.metrics import METRICS, ROUNDS_TO_TARGET, setting
 from teleport_bench.report.frame import Frame, column
 from teleport_bench.report.statistics import Summary, summarise
-from teleport_bench.shown import Scalar, TableSpec, varying
+from teleport_bench.shown import TableSpec, order, settings_of, show, varying
 
 
 @dataclass(frozen=True)
@@ -182,16 +182,6 @@ def remark(frame: Frame) -> list[str]:
     return [frame.note] if frame.note else []
 
 
-def show(value: Scalar | None) -> str:
-    """A setting's value in a heading."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def order(value: Scalar | None) -> tuple[bool, Scalar | None]:
-    """Sorts settings: numbers by value, then texts."""
-    return isinstance(value, str), value
-
-
 def _stat(frame: Frame, chosen: object, metric: str) -> Stat:
     rows = frame.runs[chosen]
     values = rows[metric].tolist() if metric in rows else [float("nan")] * len(rows)
@@ -270,8 +260,10 @@ def tuning_table(frame: Frame) -> Table | None:
     edges = 0
     for cell, label, spec in frame.suite.cells():
         choice = frame.choices.get(cell)
+        settings = settings_of(spec)
+        head: list[Cell] = [label, spec.nodes, *(show(settings.get(key)) for key in frame.own)]
         if choice is None:
-            rows.append([label, spec.nodes, *["missing"] * len(tune.lr), ""])
+            rows.append([*head, *["missing"] * len(tune.lr), ""])
             continue
         scores = []
         for lr in sorted(tune.lr):
@@ -279,7 +271,7 @@ def tuning_table(frame: Frame) -> Table | None:
             text = choice.lost[lr] if score is None else form.format(score)
             scores.append(f"{text} *" if lr == choice.lr else text)
         edges += choice.at_edge
-        rows.append([label, spec.nodes, *scores, "none" if choice.lr is None else f"{choice.lr:g}"])
+        rows.append([*head, *scores, "none" if choice.lr is None else f"{choice.lr:g}"])
     notes = [
         f"Mean {METRICS[tune.metric].label} after the last round over {len(tune.seeds)} seeds that "
         "are not reported; * marks the chosen value, the best one (ties to the smaller).",
@@ -290,8 +282,8 @@ def tuning_table(frame: Frame) -> Table | None:
     return Table(
         "step-sizes",
         "Step sizes, tuned on the same grid with the same budget for every method",
-        ["method", "n", *grid, "chosen"],
-        ["method", "nodes", *(f"lr{g}" for g in grid), "chosen"],
+        ["method", "n", *(setting(key).short for key in frame.own), *grid, "chosen"],
+        ["method", "nodes", *frame.own, *(f"lr{g}" for g in grid), "chosen"],
         rows,
         notes,
     )
