@@ -52,8 +52,8 @@ COSTS = {
 no record. Both serve as an axis and as a final value."""
 METRICS |= COSTS
 
-COST_AXES = {
-    "time": "simulated time (unit: a message over a preferred link)",
+COST_AXES = {  # a message over a preferred link is the unit of time
+    "time": "simulated time, in fast messages",
     "bytes_busiest": "bytes sent by the busiest node",
 }
 

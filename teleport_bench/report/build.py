@@ -44,7 +44,10 @@ def load_records(suite: Suite, store: Store) -> dict[str, Record]:
 
 
 def build(suite: Suite, records: Mapping[str, Record]) -> tuple[list[Table], dict[str, bytes]]:
-    """The tables, that of the claims last, and the content of every file of the report by path."""
+    """The tables, that of the claims last, and the content of every file of the report by path.
+
+    Where the suite was run at another scale than its own, every table and figure says so.
+    """
     from teleport_bench.report import figures, page, search  # load seaborn and matplotlib
 
     data: Frame = frame(suite, records)
@@ -56,21 +59,26 @@ def build(suite: Suite, records: Mapping[str, Record]) -> tuple[list[Table], dic
         tables.append(search.table(suite, found))
         files["search.json"] = search.to_json(found).encode()
     verdicts = [claims.judge(data, claim) for claim in suite.spec.claim]
-    details = [claims.case_table(data, verdict) for verdict in verdicts]
+    details = [claims.case_table(verdict) for verdict in verdicts]
     if verdicts:
-        tables.append(claims.claims_table(data, verdicts))
+        tables.append(claims.claims_table(verdicts))
+    if suite.scale_note:
+        for table in [*tables, *details]:
+            table.notes.append(suite.scale_note)
     for table in [*tables, *details]:
         files[f"tables/{table.name}.md"] = table.markdown().encode()
         files[f"tables/{table.name}.csv"] = table.csv().encode()
         files[f"tables/{table.name}.tex"] = table.latex().encode()
-    if found:
-        files |= {f"figures/search.{k}": v for k, v in search.draw(suite, found).items()}
     drawn: dict[str, bytes] = {}
     for spec in suite.spec.figure:
         forms = figures.draw(data, spec)
         drawn[spec.name] = forms["svg"]
         for form, content in forms.items():
             files[f"figures/{spec.name}.{form}"] = content
+    if found:
+        forms = search.draw(suite, found)
+        drawn["search"] = forms["svg"]
+        files |= {f"figures/search.{form}": content for form, content in forms.items()}
     pairs = list(zip(verdicts, details, strict=True))
     if verdicts:
         files[claims.CLAIMS_FILE] = claims.to_json(data, verdicts).encode()

@@ -71,9 +71,7 @@ def draw(frame: Frame, spec: FigureSpec) -> dict[str, bytes]:
                 if i < len(down) - 1:
                     ax.set_xlabel("")
         _legend(figure, view, spec)
-        if frame.note:
-            figure.supxlabel(frame.note, x=0.01, ha="left", fontsize=6, color="#888888")
-        return rendered(figure) | {"csv": _csv(points)}
+        return rendered(figure, frame.suite.scale_note) | {"csv": _csv(points)}
 
 
 def _labels(frame: Frame) -> list[str]:
@@ -97,8 +95,11 @@ def canvas(name: str, width: float, height: float) -> Iterator[Figure]:
         yield figure
 
 
-def rendered(figure: Figure) -> dict[str, bytes]:
-    """{"svg": .., "png": ..}."""
+def rendered(figure: Figure, note: str | None = None) -> dict[str, bytes]:
+    """{"svg": .., "png": ..}; note: small text in a corner below the panels."""
+    if note:
+        figure.supxlabel(note, x=0.01, ha="left", fontsize=6, color="#888888")
+        figure.texts[-1].set_parse_math(False)
     return {"svg": _save(figure, "svg"), "png": _save(figure, "png")}
 
 

@@ -42,11 +42,6 @@ class Frame:
     settings: Sequence[Mapping[str, Scalar]]
     _costs: dict[tuple[str, str], tuple[Any, Any]] = field(default_factory=dict)
 
-    @property
-    def note(self) -> str | None:
-        """What every part of the report has to say of itself: that it is of a smaller scale."""
-        return self.suite.scale_note
-
     def view(self, item: Item, keys: Sequence[str] = (), names: Sequence[str] = ()) -> Frame:
         """The runs that an item shows.
 

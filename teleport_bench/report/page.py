@@ -27,7 +27,7 @@ def render(
     figures: Mapping[str, bytes],
     claims: Sequence[tuple[Verdict, Table]] = (),
 ) -> str:
-    """index.html; figures: the SVG of each figure of the suite by its name.
+    """index.html; figures: the SVG of each figure of the suite by its name, and of the search.
 
     tables: of the suite, of its step sizes and, where there are claims, the table of these.
     claims: each with the table of its cases.
@@ -43,7 +43,7 @@ def render(
     items = {table.name: table for table in spec.table}
     return environment.from_string(template).render(
         title=spec.title,
-        note=frame.note,
+        note=frame.suite.scale_note,
         duration=spec.duration,
         about=[p for p in spec.about.strip().split("\n\n") if p],
         counts=counts(frame),
@@ -74,6 +74,16 @@ def render(
                 "settings": _shared(frame, f),
             }
             for f in spec.figure
+        ]
+        + [
+            {
+                "name": name,
+                "caption": "The search for k: the metric against k, the chosen k marked.",
+                "data": base64.b64encode(figures[name]).decode(),
+                "tags": [],
+                "settings": "",
+            }
+            for name in figures.keys() - {f.name for f in spec.figure}
         ],
         unfinished=unfinished(frame),
         code=_code(frame),

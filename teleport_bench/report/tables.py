@@ -165,7 +165,7 @@ def build_table(frame: Frame, spec: TableSpec) -> Table:
     if any(isinstance(cell, Stat) and cell.summary.censored for row in rows for cell in row):
         notes.append(CENSORED)
     caption = spec.caption or spec.name
-    return Table(spec.name, caption, columns, keys, rows, [*notes, *remark(frame)], spec.tags)
+    return Table(spec.name, caption, columns, keys, rows, notes, spec.tags)
 
 
 CENSORED = (
@@ -175,11 +175,6 @@ CENSORED = (
 
 Columns = tuple[list[str], list[str], list[list[Cell]]]
 """Headings, keys and rows."""
-
-
-def remark(frame: Frame) -> list[str]:
-    """What every table says of the suite's scale."""
-    return [frame.note] if frame.note else []
 
 
 def _stat(frame: Frame, chosen: object, metric: str) -> Stat:
@@ -276,7 +271,6 @@ def tuning_table(frame: Frame) -> Table | None:
         f"Mean {METRICS[tune.metric].label} after the last round over {len(tune.seeds)} seeds that "
         "are not reported; * marks the chosen value, the best one (ties to the smaller).",
         f"{edges} of {len(rows)} choices lie at an end of the grid.",
-        *remark(frame),
     ]
     grid = [f"{lr:g}" for lr in sorted(tune.lr)]
     return Table(
