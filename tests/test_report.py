@@ -871,6 +871,19 @@ def test_a_table_of_details_names_the_settings_in_which_its_rows_differ(zetas):
         assert float(row["objective_gap_mean"]) == pytest.approx(expected)
 
 
+def test_the_number_of_rounds_is_an_axis_of_curves_and_a_setting(hand, drawn):
+    def edit(source):
+        source["grid"] = {"nodes": [4], "seed": [0, 1], "rounds": [4, 8]}
+        source["table"] = [{"name": "t", "values": ["objective_gap"], "pivot": "rounds"}]
+        source["figure"] = [{"name": "f", "y": "objective_gap", "columns": "rounds"}]
+
+    _, files = build(*hand(lambda run: run.spec.rounds, edit=edit))
+    header, _, *rows = rows_of(files["tables/t.md"].decode())
+    assert header == ["method", "T = 4", "T = 8"]
+    assert {tuple(row[1:]) for row in rows} == {("4 ± 0", "8 ± 0")}
+    assert [data["rounds"].max() for data, _ in drawn] == [4, 8]
+
+
 def test_a_figure_has_a_grid_of_panels(zetas, drawn):
     figure = ONE_FIGURE | {"columns": "problem.zeta2", "rows": "problem.sigma2"}
     suite, records = zetas(lambda source: source.update(figure=[figure]))
