@@ -330,26 +330,44 @@ inline void norm_back(const Layer& l, const float* scale, const Vector* x, const
 
 // Labelled images: (N, features) bytes, of which models see scale * byte + shift, (features) each.
 struct Images {
-    int64_t features;
+    int64_t channels, height, width;
     const uint8_t* pixels;
     const int64_t* labels;
     const float *scale, *shift;
+
+    int64_t features() const { return channels * height * width; }
 };
 
-// V samples as lanes; where there are fewer, the last one fills the rest.
-inline void fetch(const Images& set, const int32_t* ids, int64_t n, Vector* to) {
-    const uint8_t* sample[V];
-    for (int64_t b = 0; b < V; ++b)
-        sample[b] = set.pixels + int64_t(ids[std::min(b, n - 1)]) * set.features;
+constexpr int64_t MARGIN = 4, SIDE = 2 * MARGIN + 1;  // as in problems/augmentation.py
+
+// A view of an image, as problems/augmentation.py counts them.
+inline void view(const Images& set, const uint8_t* image, int64_t number, uint8_t* to) {
+    const int64_t down = number / SIDE % SIDE - MARGIN, right = number % SIDE - MARGIN;
+    const int64_t first = std::max<int64_t>(0, -right);
+    const int64_t last = std::min(set.width, set.width - right);
+    for (int64_t c = 0; c < set.channels; ++c)
+        for (int64_t r = down; r < set.height + down; ++r, to += set.width) {
+            std::fill(to, to + set.width, 0);
+            if (r < 0 || r >= set.height || first >= last) continue;
+            const uint8_t* const line = image + (c * set.height + r) * set.width + right;
+            std::copy(line + first, line + last, to + first);
+            if (number >= SIDE * SIDE) std::reverse(to, to + set.width);
+        }
+}
+
+// n <= V samples as lanes; where there are fewer, the last one fills the rest of them.
+inline void fetch(const Images& set, const uint8_t* (&sample)[V], int64_t n, Vector* to) {
+    std::fill(sample + n, sample + V, sample[n - 1]);
+    const int64_t features = set.features();
     int64_t i = 0;
-    for (; i + V <= set.features; i += V) {
+    for (; i + V <= features; i += V) {
         Vector block[V];
         for (int64_t b = 0; b < V; ++b) block[b] = widened(sample[b] + i);
         transpose(block);
         for (int64_t p = 0; p < V; ++p)
             to[i + p] = block[p] * set.scale[i + p] + set.shift[i + p];
     }
-    for (; i < set.features; ++i)
+    for (; i < features; ++i)
         for (int64_t b = 0; b < V; ++b)
             to[i][b] = float(sample[b][i]) * set.scale[i] + set.shift[i];
 }

@@ -18,6 +18,7 @@ from teleport_bench.models.layers import (
     MaxPool2d,
     ReLU,
     Shape,
+    traced,
 )
 from teleport_bench.native.calls import POINTER, WORD, Call, Rows, RowsStruct, structure
 from teleport_bench.native.library import library
@@ -30,7 +31,9 @@ _LayerStruct = structure(
 )
 _NetworkStruct = structure("Network", n_layers=WORD, layers=POINTER, n_params=WORD, classes=WORD)
 _ImagesStruct = structure(
-    "Images", features=WORD, pixels=POINTER, labels=POINTER, scale=POINTER, shift=POINTER
+    "Images",
+    **dict.fromkeys(("channels", "height", "width"), WORD),
+    **dict.fromkeys(("pixels", "labels", "scale", "shift"), POINTER),
 )
 _GradientStruct = structure(
     "Gradient",
@@ -39,6 +42,7 @@ _GradientStruct = structure(
     set=POINTER,
     ids=POINTER,
     batch=WORD,
+    views=WORD,
     memory=POINTER,
 )
 _ScoreStruct = structure(
@@ -82,7 +86,7 @@ class NativeNetwork:
         self, network: Network, input_shape: Shape, batch: int, scale: Tensor, shift: Tensor
     ) -> None:
         layers, offset = [], 0
-        for layer, shape in network.traced(input_shape):
+        for layer, shape in traced(network.layers, input_shape):
             size, padding = _window(layer)
             inputs = (layer.inputs, 1, 1) if isinstance(layer, Linear) else shape
             kind, outputs = _KINDS.index(type(layer)), layer.output(shape)
@@ -117,7 +121,7 @@ class NativeNetwork:
         assert images.is_contiguous()
         assert labels.is_contiguous()
         return _ImagesStruct(
-            images[0].numel(),
+            *images.shape[1:],
             images.data_ptr(),
             labels.data_ptr(),
             self._scale.data_ptr(),
@@ -127,7 +131,10 @@ class NativeNetwork:
     def gradient(
         self, rows: Rows, x: Tensor, grad: Tensor, ids: Tensor, images: ctypes.Structure
     ) -> Call:
-        """grad <- every row's gradient on its batch. ids: (members, batch) int32 samples."""
+        """grad <- every row's gradient on its batch.
+
+        ids: (members, batch) int32 samples, or (members, 2, batch) of them and of their views.
+        """
         assert rows.threads <= self._threads
         arguments = _GradientStruct(
             rows.struct(x, grad),
@@ -135,6 +142,7 @@ class NativeNetwork:
             ctypes.addressof(images),
             ids.data_ptr(),
             self.batch,
+            ids.dim() == 3,
             self._memory.data_ptr(),
         )
         keep = (self, rows, x, grad, ids, images)
