@@ -21,6 +21,7 @@ needs_compiler = pytest.mark.skipif(
     not native.available(), reason="no C++ compiler on this machine"
 )
 DIGITS = {"name": "classification", "model": "logistic", "data": "digits", "batch_size": 4}
+AUGMENTED = DIGITS | {"augment": "crop_flip"}
 
 
 def spec(**settings: Any) -> RunSpec:
@@ -74,7 +75,9 @@ def test_the_compiler_s_failure_is_one_warning(monkeypatch: pytest.MonkeyPatch) 
 
 
 @needs_compiler
-@pytest.mark.parametrize("problem", ["quadratic", DIGITS], ids=["quadratic", "digits"])
+@pytest.mark.parametrize(
+    "problem", ["quadratic", DIGITS, AUGMENTED], ids=["quadratic", "digits", "augmented"]
+)
 def test_compiled_metrics_are_torch_s_to_rounding(problem: Any) -> None:
     both = [
         tb.run(spec(problem=problem, rounds=100, eval_every=20), "cpu", compile=mode)
@@ -90,9 +93,12 @@ def test_compiled_metrics_are_torch_s_to_rounding(problem: Any) -> None:
 
 
 @needs_compiler
-def test_fleets_of_any_size_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("problem", [DIGITS, AUGMENTED], ids=["digits", "augmented"])
+def test_fleets_of_any_size_give_the_same_bits(
+    problem: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     specs = [
-        spec(problem=DIGITS, lr=lr, seed=seed, nodes=n)
+        spec(problem=problem, lr=lr, seed=seed, nodes=n)
         for lr in (0.1, 0.5)
         for seed in (0, 1)
         for n in (3, 5)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -55,10 +55,7 @@ class Classification(Problem):
         partition: PARTITIONS.field() = "iid",  # type: ignore[valid-type]
         batch_size: PositiveInt = 32,
         batches: Literal["replacement", "shuffle"] = "replacement",
-        # "none" is not written down: settings without it keep the names that they always had
-        augment: Annotated[
-            Literal["none", "crop", "crop_flip"], Field(exclude_if=lambda value: value == "none")
-        ] = "none",
+        augment: Literal["none", "crop", "crop_flip"] = "none",
     ) -> None:
         self.model: Choice = model
         self.data: Choice = data
