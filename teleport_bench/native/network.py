@@ -137,8 +137,8 @@ class NativeNetwork:
 
     With batches that fill a register's lanes (16 with AVX-512) this is as fast as torch or faster,
     whatever the network: on one core VGG-11 runs at about 85 GFLOP/s and in torch at 68 to 88,
-    ResNet-20 at 76 and 60, LeNet at 72 and 13. Lanes that stay empty cost as much: with 8 samples torch is
-    1.5 times as fast on the first two.
+    ResNet-20 at 76 and 60, LeNet at 72 and 13. Lanes that stay empty cost as much: with 8 samples
+    torch is 1.5 times as fast on the first two.
 
     scale, shift: what models see is scale * byte + shift; they broadcast over an image.
     """

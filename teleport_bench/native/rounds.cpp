@@ -187,12 +187,12 @@ void teleport_quadratic(const Quadratic* a) {
                 return;
             }
             const Vector* const lines = (const Vector*)(a->hessian + a->node[member] * d * a->pitch);
-            const int64_t columns = a->pitch / V;
+            const int64_t stride = a->pitch / V, columns = (d + V - 1) / V;
             in_tiles<4>(columns, [&](int64_t j, auto wide) {
                 constexpr int N = wide.value;
                 Vector s[N] = {};
                 for (int64_t i = 0; i < d; ++i)
-                    for (int n = 0; n < N; ++n) s[n] += x[i] * lines[i * columns + j + n];
+                    for (int n = 0; n < N; ++n) s[n] += x[i] * lines[i * stride + j + n];
                 for (int n = 0; n < N; ++n) {
                     const int64_t at = (j + n) * V, count = std::min<int64_t>(V, d - at);
                     put(g + at, (s[n] - get(linear + at, count)) + get(noise + at, count), count);
