@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -68,6 +69,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         type=Path,
         help="write a trace of what is run now, for ui.perfetto.dev or chrome://tracing",
+    )
+    run.add_argument(
+        "--data",
+        metavar="DIR",
+        help="where image data sets lie in the layout of the Hugging Face hub, as DIR/cifar10 "
+        "(default: what TELEPORT_BENCH_DATA says); the hub gives what is not there",
     )
     run.add_argument("--rerun", action="store_true", help="run everything, finished or not")
     run.set_defaults(command=_run)
@@ -145,11 +152,14 @@ def _list(_: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from teleport_bench.data.source import DATA_VARIABLE
     from teleport_bench.executor import pick_device, run_suite
     from teleport_bench.progress import Meter
     from teleport_bench.record import Store
     from teleport_bench.suite import Suite
 
+    if options.data:
+        os.environ[DATA_VARIABLE] = options.data
     suite = Suite.load(options.suite, options.overrides)
     device = pick_device(options.device)
     folder = options.out / suite.name
@@ -259,7 +269,6 @@ def _benchmark(options: argparse.Namespace) -> int:
 
 def _measure(source: str, path: Path, device: str, scale: str) -> int:
     """Run the benchmarks in a process of their own."""
-    import os
     import subprocess
     from importlib.util import find_spec
 
