@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -259,6 +260,7 @@ def test_the_hub_is_asked_last_and_quietly(
         return str(stored)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
     shown = not huggingface_hub.utils.are_progress_bars_disabled()
     assert tiny(revision="v2").describe()["revision"] == "0" * 40
     assert asked == [("org/tiny", "dataset", "v2", local, True) for local in (True, False)]
@@ -305,6 +307,16 @@ def test_the_command_line_says_so_at_once_where_the_hub_cannot_be_reached(
     (line,) = done.stderr.splitlines()
     assert "zalando-datasets/fashion_mnist" in line
     assert "--data" in line
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        monkeypatch.setattr(source, "PATIENCE", 0.2)
+        with pytest.raises(UserError, match=r"the hub gave none .*time"):
+            tiny()
 
 
 def test_listing_reads_no_data() -> None:

@@ -30,6 +30,8 @@ CHANNELS = {"L": 1, "RGB": 3}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF")
 """Trying all that Pillow knows would take a third of the time."""
 BATCH = 1000
+PATIENCE = 10.0
+"""Seconds for the hub's first answer."""
 VERSION = 1
 """Of what is cached: to be raised whenever the same files decode to something else."""
 
@@ -79,7 +81,7 @@ def read(source: Source) -> tuple[Splits, dict[str, str]]:
 
 def _copies(source: Source, missing: list[str]) -> Iterator[tuple[Path, dict[str, str]]]:
     """Folders in the hub's layout, best first; why there are no more goes to `missing`."""
-    from huggingface_hub import snapshot_download, utils
+    from huggingface_hub import HfApi, snapshot_download, utils
 
     if root := os.environ.get(DATA_VARIABLE):
         for name in dict.fromkeys((source.id, source.id.rpartition("/")[2])):
@@ -92,6 +94,8 @@ def _copies(source: Source, missing: list[str]) -> Iterator[tuple[Path, dict[str
         missing.append(f"neither --data nor {DATA_VARIABLE} names a folder")
     for local in (True, False):
         try:
+            if not local:  # what follows would wait for ever for a server that does not answer
+                HfApi().dataset_info(source.id, revision=source.revision, timeout=PATIENCE)
             with _no_bars(utils):
                 snapshot = snapshot_download(
                     source.id,
