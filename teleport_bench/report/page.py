@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
@@ -13,6 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from teleport_bench.report.claims import Verdict
+from teleport_bench.report.figures import Drawing
 from teleport_bench.report.frame import Frame
 from teleport_bench.report.tables import Table, order, show
 from teleport_bench.shown import Item, Scalar
@@ -23,10 +24,10 @@ ENGINES = {"compiled": "in C++", "graph": "as CUDA graphs", "torch": "in torch"}
 def render(
     frame: Frame,
     tables: Sequence[Table],
-    figures: Mapping[str, bytes],
+    drawings: Sequence[Drawing],
     claims: Sequence[tuple[Verdict, Table]] = (),
 ) -> str:
-    """index.html; figures: the SVG of each figure of the suite by its name.
+    """index.html.
 
     tables: of the suite, of its step sizes and, where there are claims, the table of these.
     claims: each with the table of its cases.
@@ -66,13 +67,14 @@ def render(
         ],
         figures=[
             {
-                "name": f.name,
-                "caption": f.caption or f.name,
-                "data": base64.b64encode(figures[f.name]).decode(),
-                "tags": f.tags,
-                "settings": _shared(frame, f),
+                "name": d.name,
+                "caption": d.caption,
+                "data": base64.b64encode(d.forms["svg"]).decode(),
+                "forms": list(d.forms),
+                "tags": d.item.tags if d.item else [],
+                "settings": _shared(frame, d.item),
             }
-            for f in spec.figure
+            for d in drawings
         ],
         unfinished=unfinished(frame),
         code=_code(frame),
