@@ -14,14 +14,22 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, ValidationError
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    ValidationError,
+    model_validator,
+)
 
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.locator import Loc, Locator
 from teleport_bench.metrics import ROUND_TIME, ROUNDS_TO_TARGET
-from teleport_bench.registry import StrictModel
+from teleport_bench.registry import StrictModel, error_at
 from teleport_bench.shown import Check, ClaimSpec, FigureSpec, MetricName, TableSpec
 from teleport_bench.spec import RunSpec, build_algorithm, canonical
+from teleport_bench.theory import TheorySpec
 
 Search = Literal["search", "best"]
 """How [tune] chooses k, as a method's `active`. search: all powers of two but the largest share a
@@ -67,6 +75,15 @@ class Tune(StrictModel):
     metric: MetricName
 
 
+class MeasuredTheory(TheorySpec):
+    """What the theory says, in the report of a suite.
+
+    measured: the metric by which the best k of the suite's runs is shown beside the derived one.
+    """
+
+    measured: MetricName | None = None
+
+
 class SuiteSpec(StrictModel):
     """The keys of a suite file.
 
@@ -77,14 +94,14 @@ class SuiteSpec(StrictModel):
     bytes of the busiest node are computed by. alone: no run shares its fleet with another, so that
     its times are its own. duration: how long it takes, by machine or scale, as text. small: what
     `--scale small` sets instead, in the same tables. scale_note: set by it, the label of all that
-    it gives.
+    it gives. theory: rates and best k by the derived bounds, for a suite with or without runs.
     """
 
     title: str
     about: str = ""
     run: dict[str, Any] = {}
     grid: dict[str, Values] = {}
-    method: list[dict[str, Any]] = Field(min_length=1)
+    method: list[dict[str, Any]] = []
     set: dict[str, Any] = {}
     small: dict[str, Any] = {}
     scale_note: str | None = None
@@ -95,6 +112,13 @@ class SuiteSpec(StrictModel):
     table: list[TableSpec] = []
     figure: list[FigureSpec] = []
     claim: list[ClaimSpec] = []
+    theory: MeasuredTheory | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> SuiteSpec:
+        if not self.method and not self.theory:
+            raise error_at(("method", "is missing: a suite compares at least one [[method]]"))
+        return self
 
 
 @dataclass(frozen=True)

@@ -472,6 +472,7 @@ def test_more_nodes_than_training_samples_is_an_error_that_names_both_numbers():
     [
         {"batch_size": 0},
         {"batches": "shuffled"},
+        {"augment": "flip"},
         {"batch": 3},
         {"partition": {"name": "iid", "a": 1}},
     ],

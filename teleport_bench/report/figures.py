@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -32,6 +33,16 @@ from teleport_bench.report.frame import Frame, column
 from teleport_bench.report.statistics import summarise
 from teleport_bench.report.style import MARKERS, Style, style_of
 from teleport_bench.shown import FigureSpec, order, show
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure in its forms ("svg", "png", and "csv" where it has one); item: of the suite file."""
+
+    name: str
+    caption: str
+    forms: dict[str, bytes]
+    item: FigureSpec | None = None
 
 
 def draw(frame: Frame, spec: FigureSpec) -> dict[str, bytes]:

@@ -147,7 +147,8 @@ def frame(suite: Suite, records: Mapping[str, Record]) -> Frame:
                 row[ROUND_TIME] = 1e6 * sum(spent) / record.curves["rounds"][-1]
                 if specs[-1].stop:
                     row["censored"] = record.reached_at is None
-                    row[ROUNDS_TO_TARGET] = record.reached_at or specs[-1].rounds
+                    reached, most = record.reached_at, specs[-1].rounds
+                    row[ROUNDS_TO_TARGET] = most if reached is None else reached
         finals.append(row)
     return Frame(
         suite,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from teleport_bench.metrics import setting
 from teleport_bench.report.claims import Verdict
+from teleport_bench.report.figures import Drawing
 from teleport_bench.report.frame import Frame
 from teleport_bench.report.tables import Table
 from teleport_bench.shown import Item, Scalar, order, settings_of, show
@@ -24,10 +25,10 @@ ENGINES = {"compiled": "in C++", "graph": "as CUDA graphs", "torch": "in torch"}
 def render(
     frame: Frame,
     tables: Sequence[Table],
-    figures: Mapping[str, bytes],
+    drawings: Sequence[Drawing],
     claims: Sequence[tuple[Verdict, Table]] = (),
 ) -> str:
-    """index.html; figures: the SVG of each figure of the suite by its name, and of the search.
+    """index.html.
 
     tables: of the suite, of its step sizes and, where there are claims, the table of these.
     claims: each with the table of its cases.
@@ -67,23 +68,14 @@ def render(
         ],
         figures=[
             {
-                "name": f.name,
-                "caption": f.caption or f.name,
-                "data": base64.b64encode(figures[f.name]).decode(),
-                "tags": f.tags,
-                "settings": _shared(frame, f),
+                "name": d.name,
+                "caption": d.caption,
+                "data": base64.b64encode(d.forms["svg"]).decode(),
+                "forms": list(d.forms),
+                "tags": d.item.tags if d.item else [],
+                "settings": _shared(frame, d.item),
             }
-            for f in spec.figure
-        ]
-        + [
-            {
-                "name": name,
-                "caption": "The search for k: the metric against k, the chosen k marked.",
-                "data": base64.b64encode(figures[name]).decode(),
-                "tags": [],
-                "settings": "",
-            }
-            for name in figures.keys() - {f.name for f in spec.figure}
+            for d in drawings
         ],
         unfinished=unfinished(frame),
         code=_code(frame),

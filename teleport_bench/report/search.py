@@ -8,10 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from teleport_bench.activation import BLOCK
 from teleport_bench.metrics import METRICS
 from teleport_bench.record import Record
+from teleport_bench.report.figures import Drawing, canvas, rendered
+from teleport_bench.report.style import BLACK, BLUE, DASHES
 from teleport_bench.report.tables import Cell, Table
 from teleport_bench.spec import RunSpec
 from teleport_bench.suite import PlannedRun, Suite
@@ -184,15 +188,17 @@ def to_json(found: Sequence[Found]) -> str:
     return json.dumps([asdict(f) for f in found], indent=1) + "\n"
 
 
+def drawing(suite: Suite, found: Sequence[Found]) -> Drawing:
+    """The search as a figure of the report."""
+    caption = "The search for k: the metric of every candidate, the chosen k marked."
+    if any(f.alone for f in found):
+        caption += " Beside it, what every k gives that has the network to itself."
+    return Drawing("search", caption, draw(suite, found))
+
+
 def draw(suite: Suite, found: Sequence[Found]) -> dict[str, bytes]:
     """{"svg": .., "png": ..}: the metric against k, one panel an n and setting, the chosen k marked
     and the scores of every k alone beside it."""
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
-
-    from teleport_bench.report.figures import canvas, rendered
-    from teleport_bench.report.style import BLACK, BLUE, DASHES
-
     assert suite.spec.tune
     metric = METRICS[suite.spec.tune.metric]
     panels: dict[tuple[int, tuple[str, ...]], list[Found]] = {}
