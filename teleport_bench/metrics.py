@@ -52,6 +52,11 @@ COSTS = {
 no record. Both serve as an axis and as a final value."""
 METRICS |= COSTS
 
+COST_AXES = {  # a message over a preferred link is the unit of time
+    "time": "simulated time, in fast messages",
+    "bytes_busiest": "bytes sent by the busiest node",
+}
+
 NOT_EVALUATED = (ROUND_TIME, ROUNDS_TO_TARGET)
 """Metrics of a record that have no curve."""
 

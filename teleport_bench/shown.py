@@ -172,6 +172,16 @@ def value_of(settings: Mapping[str, Scalar], key: str) -> Scalar | None:
     return f"{name} ({inner})" if inner else name
 
 
+def show(value: Scalar | None) -> str:
+    """A setting's value as text."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def order(value: Scalar | None) -> tuple[bool, Scalar | None]:
+    """Sorts settings: numbers by value, then texts."""
+    return isinstance(value, str), value
+
+
 def keys_of(settings: Mapping[str, Scalar]) -> list[str]:
     """The keys that `value_of` knows."""
     return [*settings, *(k.removesuffix(".name") for k in settings if k.endswith(".name"))]
@@ -276,7 +286,8 @@ class Check:
         labels = list(dict.fromkeys(label for label, _ in self.runs))
         for pattern in item.patterns:
             if not any(matches(label, pattern) for label in labels):
-                message = f"no method has a label like {pattern!r}{nearest(pattern, labels)}"
+                message = f"no method has a label like {pattern!r}: there are "
+                message += ", ".join(map(repr, labels))
                 key = "methods"
                 if isinstance(item, ClaimSpec):
                     key = "better" if pattern == item.better else "than"

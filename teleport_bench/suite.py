@@ -343,7 +343,7 @@ class Suite:
             return None
         searching = [raw for raw in self.spec.method if raw.get("active") == "search"]
         source = self.source | {"method": [raw | {"active": "best"} for raw in searching]}
-        return Suite.from_source(self.name, {**source, "table": [], "figure": []})
+        return Suite.from_source(self.name, {**source, "table": [], "figure": [], "claim": []})
 
     def planned(self) -> list[PlannedRun]:
         """The reported runs before `lr`, and `active` where it is searched for, are chosen."""

@@ -32,6 +32,7 @@ from teleport_bench.report.frame import frame
 from teleport_bench.report.statistics import summarise
 from teleport_bench.report.style import style_of
 from teleport_bench.report.tables import build_table
+from teleport_bench.shown import TableSpec
 
 # Statistics over seeds
 
@@ -1249,3 +1250,21 @@ def test_latex_of_every_character_that_we_use_can_be_read_by_tex(zetas):
     for row in rows:  # `\\` takes what follows in brackets, or a star, as an option
         assert not row.strip().startswith(("[", "*"))
         assert len(re.findall(r"(?<!\\)&", row)) == 4
+
+
+def test_simulated_costs_are_those_of_the_time_model_at_the_recorded_rounds(finished):
+    from teleport_bench.network import Network, simulate
+
+    suite, records = open_report(finished / "out" / "suite")
+    network = {"tau": 5.0, "mode": "barrier_free"}
+    item = TableSpec(name="t", values=["time"], network=network)
+    view = frame(suite, records).view(item, names=["time", "bytes_busiest"])
+    for run in suite.planned():
+        costs = simulate(run.spec, Network(**network), [0, 4, 8])
+        mine = view.curves[(view.curves["label"] == run.label)]
+        mine = mine[(mine["nodes"] == run.spec.nodes) & (mine["seed"] == run.spec.seed)]
+        assert mine["rounds"].tolist() == [0, 4, 8]
+        assert mine["time"].tolist() == costs.time.tolist()
+        assert mine["bytes_busiest"].tolist() == costs.busiest_bytes.tolist()
+        (last,) = view.runs.loc[mine["run"].unique(), "time"]
+        assert last == costs.time[-1]

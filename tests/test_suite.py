@@ -189,7 +189,7 @@ def test_every_built_in_suite_loads_by_its_name(name):
     suite = Suite.load(name)
     assert suite.name == name
     assert suite.spec.title
-    assert suite.planned()
+    assert suite.planned() or suite.spec.theory
 
 
 def test_demo_is_built_in():
@@ -449,3 +449,31 @@ def test_settings_are_known_by_dotted_keys_components_by_name_and_options(source
     assert value_of(settings, "topology") == "random_regular (degree 3, seed 0)"
     assert value_of(settings, "algorithm") == "dsgd"
     assert value_of(settings, "stop.value") is None
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ("network = { tua = 5 }", ["unknown key 'tua'", "did you mean 'tau'?"]),
+        ("network = { tau = 0.5 }", ["tau: input should be greater than or equal to 1"]),
+        ('network = { preferred = "ringg" }', ["did you mean 'ring'?"]),
+        (
+            'network = { preferred = { name = "random_regular", degree = 1 } }',
+            ["network.preferred: ", "on 4 nodes"],
+        ),
+    ],
+)
+@pytest.mark.parametrize("of_figure", [True, False])
+def test_a_network_that_cannot_be_is_refused_where_something_asks_for_it(
+    write, texts, network, words, of_figure
+):
+    silent = f"{network}\n{texts['tiny']}"
+    assert Suite.load(str(write(silent))).planned()
+    figure = FIGURE + 'x = "time"\n'
+    text = f"{texts['tiny']}\n{figure}{network}" if of_figure else f"{silent}\n{figure}"
+    with pytest.raises(UserError) as error:
+        Suite.load(str(write(text)))
+    at = next(i for i, line in enumerate(text.splitlines(), 1) if line == network)
+    assert f", line {at}: " in str(error.value)
+    for word in words:
+        assert word in str(error.value)

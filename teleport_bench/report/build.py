@@ -48,7 +48,10 @@ def load_records(suite: Suite, store: Store) -> dict[str, Record]:
 
 
 def build(suite: Suite, records: Mapping[str, Record]) -> tuple[list[Table], dict[str, bytes]]:
-    """The tables, that of the claims last, and the content of every file of the report by path."""
+    """The tables, that of the claims last, and the content of every file of the report by path.
+
+    Where the suite was run at another scale than its own, every table and figure says so.
+    """
     from teleport_bench.report import figures, page, search, theory  # load matplotlib
 
     data: Frame = frame(suite, records)
@@ -68,10 +71,13 @@ def build(suite: Suite, records: Mapping[str, Record]) -> tuple[list[Table], dic
         drawings.append(search.drawing(suite, found))
         files["search.json"] = search.to_json(found).encode()
     verdicts = [claims.judge(data, claim) for claim in suite.spec.claim]
-    details = [claims.case_table(data, verdict) for verdict in verdicts]
+    details = [claims.case_table(verdict) for verdict in verdicts]
     if verdicts:
-        tables.append(claims.claims_table(data, verdicts))
+        tables.append(claims.claims_table(verdicts))
         files[claims.CLAIMS_FILE] = claims.to_json(data, verdicts).encode()
+    if suite.scale_note:
+        for table in [*tables, *details]:
+            table.notes.append(suite.scale_note)
     files |= of_tables([*tables, *details])
     files |= of_drawings(drawings)
     pairs = list(zip(verdicts, details, strict=True))

@@ -14,8 +14,8 @@ from teleport_bench.errors import UserError
 from teleport_bench.metrics import METRICS, ROUNDS_TO_TARGET, setting
 from teleport_bench.report.frame import Frame
 from teleport_bench.report.statistics import NO_STEP_SIZE, Comparison, Result, compare
-from teleport_bench.report.tables import Cell, Table, order, remark, show
-from teleport_bench.shown import ClaimSpec, Scalar, case_keys, matches, value_of
+from teleport_bench.report.tables import Cell, Table
+from teleport_bench.shown import ClaimSpec, Scalar, case_keys, matches, order, show, value_of
 
 CLAIMS_FILE = "claims.json"
 VERDICTS = ("supported", "not supported", "not tested")
@@ -180,7 +180,7 @@ def _counts(c: Comparison | None) -> str:
     return f"{c.wins} / {c.ties} / {c.losses}" + (f" ({c.unknown} open)" if c.unknown else "")
 
 
-def claims_table(frame: Frame, verdicts: Sequence[Verdict]) -> Table:
+def claims_table(verdicts: Sequence[Verdict]) -> Table:
     """One row a claim: its sentence, whose it is, and what the records say."""
     rows: list[list[Cell]] = []
     for v in verdicts:
@@ -203,12 +203,12 @@ def claims_table(frame: Frame, verdicts: Sequence[Verdict]) -> Table:
         ["claim", "sentence", "source", "verdict", "holds in cases", "worst case"],
         ["claim", "sentence", "source", "verdict", "holds", "worst"],
         rows,
-        [*notes, *remark(frame)],
+        notes,
         texts=range(6),
     )
 
 
-def case_table(frame: Frame, v: Verdict) -> Table:
+def case_table(v: Verdict) -> Table:
     """Every case of one claim with its numbers."""
     keys = list(v.cases[0].settings)
     heads = ["better", "than", *(setting(key).short for key in keys)]
@@ -246,7 +246,7 @@ def case_table(frame: Frame, v: Verdict) -> Table:
         [*heads, "seeds", "advantage", "better / equal / worse", "p", "the claim"],
         ["better", "than", *keys, "seeds", "advantage", "counts", "p", "state"],
         rows,
-        [*notes, *remark(frame)],
+        notes,
         v.claim.tags,
         (0, 1, len(heads) + 4),
     )
@@ -257,7 +257,7 @@ def to_json(frame: Frame, verdicts: Sequence[Verdict]) -> str:
     content = {
         "suite": frame.suite.name,
         "title": frame.suite.spec.title,
-        "note": frame.note,
+        "note": frame.suite.scale_note,
         "claims": [
             {
                 **v.claim.model_dump(include={"name", "text", "source", "metric", "margin"}),

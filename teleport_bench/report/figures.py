@@ -28,12 +28,11 @@ from matplotlib.ticker import (
 )
 from matplotlib.transforms import ScaledTranslation
 
-from teleport_bench.metrics import AXES, COSTS, METRICS, ROUNDS_TO_TARGET, setting
+from teleport_bench.metrics import AXES, COST_AXES, METRICS, ROUNDS_TO_TARGET, setting
 from teleport_bench.report.frame import Frame, column
 from teleport_bench.report.statistics import summarise
 from teleport_bench.report.style import MARKERS, Style, style_of
-from teleport_bench.report.tables import order, show
-from teleport_bench.shown import FigureSpec
+from teleport_bench.shown import FigureSpec, order, show
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,7 @@ def draw(frame: Frame, spec: FigureSpec) -> dict[str, bytes]:
                 if i < len(down) - 1:
                     ax.set_xlabel("")
         _legend(figure, view, spec)
-        if frame.note:
-            figure.supxlabel(frame.note, x=0.01, ha="left", fontsize=6, color="#888888")
-        return rendered(figure) | {"csv": _csv(points)}
+        return rendered(figure, frame.suite.scale_note) | {"csv": _csv(points)}
 
 
 def _labels(frame: Frame) -> list[str]:
@@ -109,8 +106,11 @@ def canvas(name: str, width: float, height: float) -> Iterator[Figure]:
         yield figure
 
 
-def rendered(figure: Figure) -> dict[str, bytes]:
-    """{"svg": .., "png": ..}."""
+def rendered(figure: Figure, note: str | None = None) -> dict[str, bytes]:
+    """{"svg": .., "png": ..}; note: small text in a corner below the panels."""
+    if note:
+        figure.supxlabel(note, x=0.01, ha="left", fontsize=6, color="#888888")
+        figure.texts[-1].set_parse_math(False)
     return {"svg": _save(figure, "svg"), "png": _save(figure, "png")}
 
 
@@ -250,7 +250,7 @@ def _target(ax: Axes, frame: Frame, spec: FigureSpec, runs: pd.DataFrame) -> Non
 def _x_axis(ax: Axes, spec: FigureSpec, values: Sequence[Any]) -> None:
     """Label and scale; values: those of a setting, ascending."""
     if spec.curve:
-        ax.set_xlabel(AXES.get(spec.x) or COSTS[spec.x].label)
+        ax.set_xlabel(AXES.get(spec.x) or COST_AXES[spec.x])
         if spec.x != "rounds":
             unit = "B" if spec.x.startswith("bytes") else ""
             ax.xaxis.set_major_formatter(EngFormatter(unit=unit))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import pandas as pd
 
-from teleport_bench.metrics import COSTS, ROUND_TIME, ROUNDS_TO_TARGET
+from teleport_bench.metrics import COSTS, ROUND_TIME, ROUNDS_TO_TARGET, setting
 from teleport_bench.record import Record
 from teleport_bench.report.statistics import NO_STEP_SIZE
-from teleport_bench.shown import Item, Scalar, settings_of, value_of
+from teleport_bench.shown import Item, Scalar, settings_of, show, value_of, varying
 from teleport_bench.spec import RunSpec, canonical
 from teleport_bench.suite import PlannedRun, Suite
 from teleport_bench.tune import Choice, choose, step_sizes
@@ -40,11 +41,6 @@ class Frame:
     specs: Sequence[RunSpec]
     settings: Sequence[Mapping[str, Scalar]]
     _costs: dict[tuple[str, str], tuple[Any, Any]] = field(default_factory=dict)
-
-    @property
-    def note(self) -> str | None:
-        """What every part of the report has to say of itself: that it is of a smaller scale."""
-        return self.suite.scale_note
 
     def view(self, item: Item, keys: Sequence[str] = (), names: Sequence[str] = ()) -> Frame:
         """The runs that an item shows.
@@ -92,6 +88,18 @@ class Frame:
         last = pd.DataFrame({i: costs.iloc[-1] for i, costs in by_run.items()}).T
         runs = self.runs.join(last[self.runs["status"].reindex(last.index) == "finished"])
         return replace(self, runs=runs, curves=curves)
+
+    @functools.cached_property
+    def own(self) -> list[str]:
+        """The settings, beside n, in which runs of one method differ."""
+        labels = [run.label for run in self.suite.planned()]
+        return [key for key in varying(labels, self.settings) if key != "nodes"]
+
+    def name(self, label: str, spec: RunSpec) -> str:
+        """`D-SGD, n = 8`, and what else tells a method's cells apart: `D-SGD, n = 8, ζ² = 1`."""
+        settings = settings_of(spec)
+        own = [f"{setting(key).short} = {show(settings.get(key))}" for key in self.own]
+        return ", ".join([label, f"n = {spec.nodes}", *own])
 
     @property
     def used(self) -> list[Record]:

@@ -12,11 +12,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from teleport_bench.metrics import setting
 from teleport_bench.report.claims import Verdict
 from teleport_bench.report.figures import Drawing
 from teleport_bench.report.frame import Frame
-from teleport_bench.report.tables import Table, order, show
-from teleport_bench.shown import Item, Scalar
+from teleport_bench.report.tables import Table
+from teleport_bench.shown import Item, Scalar, order, settings_of, show
 
 ENGINES = {"compiled": "in C++", "graph": "as CUDA graphs", "torch": "in torch"}
 
@@ -43,7 +44,7 @@ def render(
     items = {table.name: table for table in spec.table}
     return environment.from_string(template).render(
         title=spec.title,
-        note=frame.note,
+        note=frame.suite.scale_note,
         duration=spec.duration,
         about=[p for p in spec.about.strip().split("\n\n") if p],
         counts=counts(frame),
@@ -83,10 +84,7 @@ def render(
         problems=_problems(frame),
         source=_json(frame.suite.source),
         settings=_json(
-            {
-                f"{label}, n = {s.nodes}": s.model_dump(mode="json")
-                for _, label, s in frame.suite.cells()
-            }
+            {frame.name(label, s): s.model_dump(mode="json") for _, label, s in frame.suite.cells()}
         ),
     )
 
@@ -150,7 +148,7 @@ def warnings(frame: Frame) -> list[str]:
     if len(sums) > len({json.loads(s)[0] for s in sums}):
         found.append("These runs read different versions of a data set of the same name.")
     none = [c for c, choice in frame.choices.items() if choice.lr is None]
-    labels = {cell: f"{label}, n = {spec.nodes}" for cell, label, spec in frame.suite.cells()}
+    labels = {cell: frame.name(label, spec) for cell, label, spec in frame.suite.cells()}
     found += [
         f"No step size of the grid worked for {labels[cell]}: it has no results." for cell in none
     ]
@@ -171,7 +169,7 @@ def unfinished(frame: Frame) -> list[str]:
                 what = f"failed: {record.error}" if record.status == "failed" else what
             s = run.spec
             lines.append(
-                f"{kind}{run.label}, n = {s.nodes}, step size {s.lr:g}, seed {s.seed}: {what}"
+                f"{kind}{frame.name(run.label, s)}, step size {s.lr:g}, seed {s.seed}: {what}"
             )
     return lines
 
@@ -211,15 +209,19 @@ def _environments(frame: Frame) -> list[dict[str, str]]:
 
 
 def _problems(frame: Frame) -> list[dict[str, str]]:
-    """Data and label histogram of the first seed of each n."""
-    found: dict[int, tuple[int, dict[str, Any]]] = {}
+    """Data and label histogram of the first seed of each n and problem."""
+    found: dict[tuple[int, str], tuple[int, dict[str, Any]]] = {}
     for run in frame.reported:
         record = frame.records.get(run.spec.id)
         if record and record.problem:
-            found.setdefault(run.spec.nodes, (run.spec.seed, record.problem))
+            settings = settings_of(run.spec)
+            keys = [key for key in frame.own if key.startswith("problem.")]
+            own = [f", {setting(key).short} = {show(settings.get(key))}" for key in keys]
+            at = (run.spec.nodes, "".join(own))
+            found.setdefault(at, (run.spec.seed, record.problem))
     return [
-        {"title": f"Problem of seed {seed} with n = {nodes}", "text": _problem(problem)}
-        for nodes, (seed, problem) in sorted(found.items())
+        {"title": f"Problem of seed {seed} with n = {nodes}{own}", "text": _problem(problem)}
+        for (nodes, own), (seed, problem) in sorted(found.items(), key=lambda item: item[0])
     ]
 
 

@@ -266,4 +266,4 @@ def draw(suite: Suite, found: Sequence[Found]) -> dict[str, bytes]:
         legend = figure.legend(handles=handles, loc="outside right upper", frameon=False)
         for text in legend.get_texts():
             text.set_parse_math(False)
-        return rendered(figure)
+        return rendered(figure, suite.scale_note)

@@ -19,7 +19,7 @@ OTHERS = (GREEN, PURPLE, ORANGE, SKY, BLACK)
 # Shades of TELEPORTATION and its kin by k: 1, 2, 4, .. from light to dark.
 SHADES = (0.62, 0.42, 0.18, -0.12, -0.4, -0.6, -0.75)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-CHOSEN = {"search": "*", "best": "p"}
+CHOSEN = {"search": ">", "best": "<"}
 DASHES: dict[str, tuple[float, ...] | str] = {
     "ring": "",
     "torus": (4, 1.5),

@@ -15,7 +15,7 @@ from tabulate import tabulate
 from teleport_bench.metrics import METRICS, ROUNDS_TO_TARGET, setting
 from teleport_bench.report.frame import Frame, column
 from teleport_bench.report.statistics import Summary, summarise
-from teleport_bench.shown import Scalar, TableSpec, varying
+from teleport_bench.shown import TableSpec, order, settings_of, show, varying
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def build_table(frame: Frame, spec: TableSpec) -> Table:
     if any(isinstance(cell, Stat) and cell.summary.censored for row in rows for cell in row):
         notes.append(CENSORED)
     caption = spec.caption or spec.name
-    return Table(spec.name, caption, columns, keys, rows, [*notes, *remark(frame)], spec.tags)
+    return Table(spec.name, caption, columns, keys, rows, notes, spec.tags)
 
 
 CENSORED = (
@@ -175,21 +175,6 @@ CENSORED = (
 
 Columns = tuple[list[str], list[str], list[list[Cell]]]
 """Headings, keys and rows."""
-
-
-def remark(frame: Frame) -> list[str]:
-    """What every table says of the suite's scale."""
-    return [frame.note] if frame.note else []
-
-
-def show(value: Scalar | None) -> str:
-    """A setting's value in a heading."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def order(value: Scalar | None) -> tuple[bool, Scalar | None]:
-    """Sorts settings: numbers by value, then texts."""
-    return isinstance(value, str), value
 
 
 def _stat(frame: Frame, chosen: object, metric: str) -> Stat:
@@ -270,8 +255,10 @@ def tuning_table(frame: Frame) -> Table | None:
     edges = 0
     for cell, label, spec in frame.suite.cells():
         choice = frame.choices.get(cell)
+        settings = settings_of(spec)
+        head: list[Cell] = [label, spec.nodes, *(show(settings.get(key)) for key in frame.own)]
         if choice is None:
-            rows.append([label, spec.nodes, *["missing"] * len(tune.lr), ""])
+            rows.append([*head, *["missing"] * len(tune.lr), ""])
             continue
         scores = []
         for lr in sorted(tune.lr):
@@ -279,19 +266,18 @@ def tuning_table(frame: Frame) -> Table | None:
             text = choice.lost[lr] if score is None else form.format(score)
             scores.append(f"{text} *" if lr == choice.lr else text)
         edges += choice.at_edge
-        rows.append([label, spec.nodes, *scores, "none" if choice.lr is None else f"{choice.lr:g}"])
+        rows.append([*head, *scores, "none" if choice.lr is None else f"{choice.lr:g}"])
     notes = [
         f"Mean {METRICS[tune.metric].label} after the last round over {len(tune.seeds)} seeds that "
         "are not reported; * marks the chosen value, the best one (ties to the smaller).",
         f"{edges} of {len(rows)} choices lie at an end of the grid.",
-        *remark(frame),
     ]
     grid = [f"{lr:g}" for lr in sorted(tune.lr)]
     return Table(
         "step-sizes",
         "Step sizes, tuned on the same grid with the same budget for every method",
-        ["method", "n", *grid, "chosen"],
-        ["method", "nodes", *(f"lr{g}" for g in grid), "chosen"],
+        ["method", "n", *(setting(key).short for key in frame.own), *grid, "chosen"],
+        ["method", "nodes", *frame.own, *(f"lr{g}" for g in grid), "chosen"],
         rows,
         notes,
     )
