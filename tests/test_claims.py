@@ -356,3 +356,35 @@ def test_the_claims_of_several_suites_are_counted(claim, tmp_path):
     (tmp_path / "a" / "claims.json").write_text("{")
     with pytest.raises(UserError, match="report the suite again"):
         summary([tmp_path / "a"])
+
+
+def searched(source):
+    del source["run"]["lr"]
+    source["grid"]["nodes"] = [4]
+    source["tune"] = {"lr": [0.1], "seeds": [100], "metric": "objective_gap"}
+    source["method"][1] = {"algorithm": "teleportation", "active": "search"}
+    source["table"] = [{"name": "t", "values": ["objective_gap"], "pivot": "active"}]
+    source["figure"] = [{"name": "f", "y": "objective_gap", "columns": "active"}]
+    source["claim"][0]["better"] = "TELEPORTATION, k searched"
+
+
+def test_a_claim_of_a_k_that_is_searched_for_waits_for_the_search(claim, make_record):
+    suite, _ = claim(gap(0.5), searched)
+    tables, files = build(suite, {})
+    assert "D-SGD" in files["tables/t.md"].decode()
+    assert verdict(suite, {}).verdict == "not tested"
+    records = {
+        run.spec.id: make_record(run.spec, objective_gap=0.1 * run.spec.n_active)
+        for run in suite.tuning
+    }
+    cells = {
+        run.cell: {"lr": 0.1} | ({"active": 1} if run.search else {}) for run in suite.planned()
+    }
+    for run in suite.reported(cells):
+        records[run.spec.id] = make_record(run.spec, objective_gap=gap(0.5)(run))
+    found = verdict(suite, records)
+    assert found.verdict == "supported"
+    assert [case.settings for case in found.cases] == [{}]
+    tables, files = build(suite, records)
+    assert tables[-1].rows[0][3] == "supported"
+    assert "figures/search.svg" in files

@@ -52,7 +52,8 @@ def draw(frame: Frame, spec: FigureSpec) -> dict[str, bytes]:
     view = frame.view(spec, spec.keys, [spec.x, spec.y])
     runs = view.runs
     across, down = (
-        sorted(runs[column(key)].unique(), key=order) if key and len(runs) else [None]
+        (sorted(runs[column(key)].dropna().unique(), key=order) if key and len(runs) else [])
+        or [None]  # no run yet whose value is known
         for key in (spec.columns, spec.rows)
     )
     shown = runs["label"].unique() if spec.patterns or spec.where else _labels(frame)

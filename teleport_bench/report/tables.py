@@ -195,7 +195,7 @@ def _seeds_note(frame: Frame) -> str:
 def _pivot(frame: Frame, spec: TableSpec) -> Columns:
     runs, pivot = frame.runs, str(spec.pivot)
     at = column(pivot)
-    values = sorted(runs[at].unique(), key=order) if len(runs) else []
+    values = sorted(runs[at].dropna().unique(), key=order) if len(runs) else []
     many = len(spec.values) > 1
     pairs = [(m, v) for m in spec.values for v in values]
     heads = [f"{setting(pivot).short} = {show(v)}" for _, v in pairs]
