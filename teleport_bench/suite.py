@@ -200,14 +200,14 @@ class Suite:
                 if method_of.setdefault(label, i) != i:
                     message = f"two methods have the label {label!r}: give each a label of its own"
                     raise UserError(where.at(("method", i, "label"), message))
-        seen: set[str] = set()
+        seen: set[tuple[str, Search | None]] = set()
         for run in self._reported:
-            if run.spec.id in seen:
+            if (run.spec.id, run.search) in seen:
                 raise UserError(
                     f"{where.name}: two methods or grid points are the same run ({run.label}, "
                     f"nodes {run.spec.nodes}, seed {run.spec.seed}): remove one"
                 )
-            seen.add(run.spec.id)
+            seen.add((run.spec.id, run.search))
         self._check_report(where)
 
     def _expand_method(self, i: int, raw: dict[str, Any], where: Locator) -> list[str]:

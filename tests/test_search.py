@@ -152,6 +152,15 @@ def test_runs_that_reach_their_target_sooner_are_better_and_none_is_dropped(make
     assert none.lr == 0.05  # whose metric is closer to the target
 
 
+def test_a_search_may_stand_beside_its_exhaustive_twin_and_a_k_of_1():
+    methods = [METHOD, METHOD | {"active": "best"}, METHOD | {"active": 1}]
+    assert {run.label for run in make(method=methods).planned()} == {
+        "TELEPORTATION, k searched",
+        "TELEPORTATION, best k",
+        "TELEPORTATION, k=1",
+    }
+
+
 def test_a_search_needs_tuning():
     source = tomllib.loads(SEARCH)
     del source["tune"]
