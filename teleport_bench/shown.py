@@ -174,12 +174,14 @@ def value_of(settings: Mapping[str, Scalar], key: str) -> Scalar | None:
 
 def show(value: Scalar | None) -> str:
     """A setting's value as text."""
+    if value is None:
+        return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def order(value: Scalar | None) -> tuple[bool, Scalar | None]:
-    """Sorts settings: numbers by value, then texts."""
-    return isinstance(value, str), value
+def order(value: Scalar | None) -> tuple[bool, bool, Scalar]:
+    """Sorts settings: numbers by value, then texts, and none last."""
+    return value is None, isinstance(value, str), 0 if value is None else value
 
 
 def keys_of(settings: Mapping[str, Scalar]) -> list[str]:

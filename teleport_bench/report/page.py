@@ -17,7 +17,7 @@ from teleport_bench.report.claims import Verdict
 from teleport_bench.report.figures import Drawing
 from teleport_bench.report.frame import Frame
 from teleport_bench.report.tables import Table
-from teleport_bench.shown import Item, Scalar, order, settings_of, show
+from teleport_bench.shown import Item, order, settings_of, show
 
 ENGINES = {"compiled": "in C++", "graph": "as CUDA graphs", "torch": "in torch"}
 
@@ -100,11 +100,9 @@ def _shared(frame: Frame, item: Item | None) -> str:
     if item is None:
         return ""
     runs = frame.view(item).runs
-    values: dict[str, dict[Scalar | None, None]] = {}
-    for i in runs.index:
-        found = frame.settings[i] | {"lr": float(runs["lr"][i])}
-        for key in dict.fromkeys([*values, *found]):
-            values.setdefault(key, {})[found.get(key)] = None
+    found = [frame.settings[i] | {"lr": float(runs["lr"][i])} for i in runs.index]
+    keys = dict.fromkeys(key for settings in found for key in settings)
+    values = {key: {settings.get(key): None for settings in found} for key in keys}
     one = [f"{key} = {show(*of)}" for key, of in values.items() if len(of) == 1]
     many = [
         f"{key}: {', '.join(map(show, sorted(of, key=order)))}"
