@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, ValidationError
 
+from teleport_bench import plugins
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.locator import Loc, Locator
 from teleport_bench.metrics import AXES, METRICS, ROUND_TIME, ROUNDS_TO_TARGET
@@ -582,8 +583,11 @@ def _override(source: dict[str, Any], override: str) -> Loc:
 
 
 def to_json(suite: Suite) -> str:
-    """What `report` needs of a suite, beside its records."""
-    return json.dumps({"name": suite.name, "suite": suite.source}, indent=2, sort_keys=True) + "\n"
+    """What `report` needs of a suite, beside its records; the plugins that it needs too, if any."""
+    content = {"name": suite.name, "suite": suite.source}
+    if used := plugins.used(suite.source):
+        content["plugins"] = used
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def from_json(text: str, path: str = "suite.json") -> Suite:
@@ -593,6 +597,10 @@ def from_json(text: str, path: str = "suite.json") -> Suite:
         content = json.loads(text)
         return Suite.from_source(content["name"], content["suite"], Locator(path, ""))
     except UserError as error:
+        if missing := [name for name in content.get("plugins", ()) if name not in plugins.LOADED]:
+            remedy = (
+                f"it was run with {', '.join(missing)}, which --plugin FILE has to name here too"
+            )
         raise UserError(f"{error}\n{remedy}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(

@@ -1,5 +1,14 @@
 """Small networks without batch statistics, evaluated for many rows of parameters at once."""
 
-from teleport_bench.models.layers import Network
+from teleport_bench.models.layers import (
+    Conv2d,
+    Flatten,
+    GroupNorm,
+    Layer,
+    Linear,
+    MaxPool2d,
+    Network,
+    ReLU,
+)
 
-__all__ = ["Network"]
+__all__ = ["Conv2d", "Flatten", "GroupNorm", "Layer", "Linear", "MaxPool2d", "Network", "ReLU"]
