@@ -43,3 +43,50 @@ AXES = {
     "bytes_total": "bytes sent, all nodes",
     "bytes_per_node": "bytes sent a node, mean over nodes",
 }
+
+COSTS = {
+    "time": Metric("simulated time", "lower", "{:.4g}", log=True),
+    "bytes_busiest": Metric("bytes of the busiest node", "lower", "{:.4g}", log=True),
+}
+"""What a run costs on the network of the suite (`network.simulate`): computed for a report, and in
+no record. Both serve as an axis and as a final value."""
+METRICS |= COSTS
+
+NOT_EVALUATED = (ROUND_TIME, ROUNDS_TO_TARGET)
+"""Metrics of a record that have no curve."""
+
+
+class Setting(NamedTuple):
+    """What a setting is called on an axis, and in the heading of a column."""
+
+    label: str
+    short: str
+
+
+SETTINGS = {
+    "nodes": Setting("nodes n", "n"),
+    "active": Setting("active nodes k", "k"),
+    "lr": Setting("step size", "step size"),
+    "seed": Setting("seed", "seed"),
+    "rounds": Setting("rounds T", "T"),
+    "momentum": Setting("momentum β", "β"),
+    "algorithm": Setting("algorithm", "algorithm"),
+    "topology": Setting("graph", "graph"),
+    "topology.degree": Setting("degree of the graph", "degree"),
+    "stop.value": Setting("target", "target"),
+    "problem.zeta2": Setting("heterogeneity ζ²", "ζ²"),
+    "problem.sigma2": Setting("gradient noise σ²", "σ²"),
+    "problem.dim": Setting("dimension d", "d"),
+    "problem.data": Setting("data", "data"),
+    "problem.model": Setting("model", "model"),
+    "problem.batch_size": Setting("batch size", "batch"),
+    "problem.partition": Setting("partition", "partition"),
+    "problem.partition.alpha": Setting("Dirichlet α", "α"),
+}
+
+
+def setting(key: str) -> Setting:
+    """How the setting with that dotted key is called; an unknown one by the last part of it."""
+    key = key.removesuffix(".name")
+    last = key.rpartition(".")[2].replace("_", " ")
+    return SETTINGS.get(key, Setting(last, last))

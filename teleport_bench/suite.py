@@ -19,8 +19,9 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, Valid
 from teleport_bench import plugins
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.locator import Loc, Locator
-from teleport_bench.metrics import AXES, METRICS, ROUND_TIME, ROUNDS_TO_TARGET
+from teleport_bench.metrics import ROUND_TIME, ROUNDS_TO_TARGET
 from teleport_bench.registry import StrictModel
+from teleport_bench.shown import Check, ClaimSpec, FigureSpec, MetricName, TableSpec
 from teleport_bench.spec import RunSpec, build_algorithm, canonical
 
 Search = Literal["search", "best"]
@@ -29,21 +30,6 @@ network for T rounds, then the largest has it for T more. best: each has a netwo
 
 Scale = Literal["full", "small"]
 
-SpecKey = Literal["nodes", "active", "lr", "seed"]
-FigureX = Literal[(*AXES, *get_args(SpecKey))]  # type: ignore[valid-type]
-
-
-def _known_metric(name: str) -> str:
-    if name not in METRICS:
-        raise UserError(f"unknown metric '{name}'{nearest(name, METRICS)}")
-    return name
-
-
-def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
-    if limits[0] >= limits[1]:
-        raise UserError(f"expected the lower limit before the upper, got {list(limits)}")
-    return limits
-
 
 def _distinct(values: list[float]) -> list[float]:
     if len(set(values)) < len(values):
@@ -51,7 +37,6 @@ def _distinct(values: list[float]) -> list[float]:
     return values
 
 
-MetricName = Annotated[str, AfterValidator(_known_metric)]
 Values = Annotated[list[Any], Field(min_length=1)]
 
 MAX_RUNS = 100_000
@@ -83,38 +68,17 @@ class Tune(StrictModel):
     metric: MetricName
 
 
-class TableSpec(StrictModel):
-    """A table. With `pivot`, one row a method and one column a value of that setting."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    caption: str = ""
-    values: list[MetricName] = Field(min_length=1)
-    pivot: SpecKey | None = None
-
-
-class FigureSpec(StrictModel):
-    """A figure of metric y: a curve where x is an axis, final values where x is a setting.
-
-    columns: one panel a value of that setting. ylim: the range of y that is shown.
-    """
-
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    caption: str = ""
-    y: MetricName
-    x: FigureX = "rounds"  # type: ignore[valid-type]
-    columns: SpecKey | None = None
-    ylim: Annotated[tuple[float, float], AfterValidator(_ascending)] | None = None
-
-
 class SuiteSpec(StrictModel):
     """The keys of a suite file.
 
     run: settings of all runs (keys of RunSpec). grid: lists of values; every combination is run.
     method: the methods compared, each with settings and a grid of its own, which win over [run] and
     [grid]. set: settings that win over all of these, as `--set` gives them. tune: how step sizes
-    are chosen. table, figure: what the report shows. alone: no run shares its fleet with another,
-    so that its times are its own. small: what `--scale small` sets instead, in the same tables.
-    scale_note: set by it, the label of all that it gives.
+    are chosen. table, figure, claim: what the report shows. network: what simulated time and the
+    bytes of the busiest node are computed by. alone: no run shares its fleet with another, so that
+    its times are its own. duration: how long it takes, by machine or scale, as text. small: what
+    `--scale small` sets instead, in the same tables. scale_note: set by it, the label of all that
+    it gives.
     """
 
     title: str
@@ -127,8 +91,11 @@ class SuiteSpec(StrictModel):
     scale_note: str | None = None
     tune: Tune | None = None
     alone: bool = False
+    duration: dict[str, str] = {}
+    network: dict[str, Any] = {}
     table: list[TableSpec] = []
     figure: list[FigureSpec] = []
+    claim: list[ClaimSpec] = []
 
 
 @dataclass(frozen=True)
@@ -302,20 +269,14 @@ class Suite:
         if tune:
             self._check_metrics([tune.metric], where, ("tune", "metric"))
             self._check_evaluated(tune.metric, "no step size is chosen by it", where, "tune")
-        for i, table in enumerate(self.spec.table):
-            self._check_metrics(table.values, where, ("table", i, "values"))
-            self._check_name("table", i, [t.name for t in self.spec.table[:i]], where)
-            if table.pivot:
-                self._check_average(f"table '{table.name}'", [table.pivot], where, ("table", i))
-        for i, figure in enumerate(self.spec.figure):
-            self._check_metrics([figure.y], where, ("figure", i, "y"))
-            if figure.x in AXES:
-                why = f"there is no curve of it: take x = {', '.join(get_args(SpecKey))}"
-                self._check_evaluated(figure.y, why, where, "figure", i, "y")
-            self._check_name("figure", i, [f.name for f in self.spec.figure[:i]], where)
-            keys = [figure.columns, figure.x if figure.x in get_args(SpecKey) else None]
-            by = [key for key in keys if key]
-            self._check_average(f"figure '{figure.name}'", by, where, ("figure", i))
+        chosen = {"lr"} if tune else set()
+        if any(run.search for run in self._reported):
+            chosen |= {"active", "share"}
+        runs = [(run.label, run.spec) for run in self._reported]
+        check = Check(runs, chosen, self.spec.network, where)
+        check.tables(self.spec.table)
+        check.figures(self.spec.figure)
+        check.claims(self.spec.claim)
 
     def _check_evaluated(self, name: str, why: str, where: Locator, *place: str | int) -> None:
         if name == ROUND_TIME:
@@ -334,27 +295,6 @@ class Suite:
                 message = (
                     f"problem {run.spec.problem['name']} does not report '{missing[0]}': "
                     f"it reports {', '.join(known)}"
-                )
-                raise UserError(where.at(place, message))
-
-    def _check_name(self, kind: str, i: int, before: Sequence[str], where: Locator) -> None:
-        name = getattr(self.spec, kind)[i].name
-        if name in before:
-            message = f"two {kind}s have the name '{name}': give each a name of its own"
-            raise UserError(where.at((kind, i, "name"), message))
-
-    def _check_average(self, what: str, by: Sequence[str], where: Locator, place: Loc) -> None:
-        settings: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for run in self._reported:
-            spec = run.spec.model_dump(mode="json", exclude={"seed"})
-            shown = (run.label, *(getattr(run.spec, key) for key in by))
-            first = settings.setdefault(shown, spec)
-            differ = [key for key in spec if spec[key] != first[key]]
-            if differ:
-                message = (
-                    f"{what} would average over {', '.join(differ)} for {run.label}: separate them "
-                    "by pivot, columns or x, or by a label such as "
-                    f"'{run.label}, {{{differ[0]}}}'"
                 )
                 raise UserError(where.at(place, message))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from teleport_bench.errors import UserError
 from teleport_bench.record import Record, Store
 from teleport_bench.record.store import SUITE_FILE, write_atomically
+from teleport_bench.report import claims
 from teleport_bench.report.frame import Frame, frame
 from teleport_bench.report.tables import Table, build_table, tuning_table
 from teleport_bench.suite import Suite, from_json
@@ -43,7 +44,7 @@ def load_records(suite: Suite, store: Store) -> dict[str, Record]:
 
 
 def build(suite: Suite, records: Mapping[str, Record]) -> tuple[list[Table], dict[str, bytes]]:
-    """The tables, and the content of every file of the report by its path."""
+    """The tables, that of the claims last, and the content of every file of the report by path."""
     from teleport_bench.report import figures, page, search  # load seaborn and matplotlib
 
     data: Frame = frame(suite, records)
@@ -54,7 +55,11 @@ def build(suite: Suite, records: Mapping[str, Record]) -> tuple[list[Table], dic
     if found:
         tables.append(search.table(suite, found))
         files["search.json"] = search.to_json(found).encode()
-    for table in tables:
+    verdicts = [claims.judge(data, claim) for claim in suite.spec.claim]
+    details = [claims.case_table(data, verdict) for verdict in verdicts]
+    if verdicts:
+        tables.append(claims.claims_table(data, verdicts))
+    for table in [*tables, *details]:
         files[f"tables/{table.name}.md"] = table.markdown().encode()
         files[f"tables/{table.name}.csv"] = table.csv().encode()
         files[f"tables/{table.name}.tex"] = table.latex().encode()
@@ -66,7 +71,10 @@ def build(suite: Suite, records: Mapping[str, Record]) -> tuple[list[Table], dic
         drawn[spec.name] = forms["svg"]
         for form, content in forms.items():
             files[f"figures/{spec.name}.{form}"] = content
-    files["index.html"] = page.render(data, tables, drawn).encode()
+    pairs = list(zip(verdicts, details, strict=True))
+    if verdicts:
+        files[claims.CLAIMS_FILE] = claims.to_json(data, verdicts).encode()
+    files["index.html"] = page.render(data, tables, drawn, pairs).encode()
     return tables, files
 
 

@@ -12,14 +12,25 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from teleport_bench.report.claims import Verdict
 from teleport_bench.report.frame import Frame
-from teleport_bench.report.tables import Table
+from teleport_bench.report.tables import Table, order, show
+from teleport_bench.shown import Item, Scalar
 
 ENGINES = {"compiled": "in C++", "graph": "as CUDA graphs", "torch": "in torch"}
 
 
-def render(frame: Frame, tables: Sequence[Table], figures: Mapping[str, bytes]) -> str:
-    """index.html; figures: the SVG of each figure of the suite by its name."""
+def render(
+    frame: Frame,
+    tables: Sequence[Table],
+    figures: Mapping[str, bytes],
+    claims: Sequence[tuple[Verdict, Table]] = (),
+) -> str:
+    """index.html; figures: the SVG of each figure of the suite by its name.
+
+    tables: of the suite, of its step sizes and, where there are claims, the table of these.
+    claims: each with the table of its cases.
+    """
     template = resources.files("teleport_bench.report").joinpath("page.html.j2").read_text()
     environment = jinja2.Environment(
         autoescape=True,
@@ -28,21 +39,38 @@ def render(frame: Frame, tables: Sequence[Table], figures: Mapping[str, bytes]) 
         keep_trailing_newline=True,
     )
     spec = frame.suite.spec
+    items = {table.name: table for table in spec.table}
     return environment.from_string(template).render(
         title=spec.title,
+        note=frame.note,
+        duration=spec.duration,
         about=[p for p in spec.about.strip().split("\n\n") if p],
         counts=counts(frame),
         warnings=warnings(frame),
         tables=[
-            # the table escapes its own cells
-            {"name": t.name, "caption": t.caption, "notes": t.notes, "html": Markup(t.html())}
-            for t in tables
+            _table(table) | {"settings": _shared(frame, items.get(table.name))}
+            for table in tables
+            if not (claims and table is tables[-1])
+        ],
+        claims=_table(tables[-1]) if claims else None,
+        cases=[
+            _table(table)
+            | {
+                "text": verdict.claim.text,
+                "source": verdict.claim.source,
+                "verdict": verdict.verdict,
+                "reason": verdict.reason,
+                "settings": _shared(frame, verdict.claim),
+            }
+            for verdict, table in claims
         ],
         figures=[
             {
                 "name": f.name,
                 "caption": f.caption or f.name,
                 "data": base64.b64encode(figures[f.name]).decode(),
+                "tags": f.tags,
+                "settings": _shared(frame, f),
             }
             for f in spec.figure
         ],
@@ -59,6 +87,31 @@ def render(frame: Frame, tables: Sequence[Table], figures: Mapping[str, bytes]) 
             }
         ),
     )
+
+
+def _table(table: Table) -> dict[str, Any]:
+    # the table escapes its own cells
+    shown = {"name": table.name, "caption": table.caption, "html": Markup(table.html())}
+    return shown | {"notes": table.notes, "tags": table.tags}
+
+
+def _shared(frame: Frame, item: Item | None) -> str:
+    """The settings of the runs that an item shows: those of all, and the values of the others."""
+    if item is None:
+        return ""
+    runs = frame.view(item).runs
+    values: dict[str, dict[Scalar | None, None]] = {}
+    for i in runs.index:
+        found = frame.settings[i] | {"lr": float(runs["lr"][i])}
+        for key in dict.fromkeys([*values, *found]):
+            values.setdefault(key, {})[found.get(key)] = None
+    one = [f"{key} = {show(*of)}" for key, of in values.items() if len(of) == 1]
+    many = [
+        f"{key}: {', '.join(map(show, sorted(of, key=order)))}"
+        for key, of in values.items()
+        if len(of) > 1
+    ]
+    return "\n".join([*one, "", "that differ between runs:", *many])
 
 
 def counts(frame: Frame) -> str:
