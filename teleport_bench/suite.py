@@ -339,7 +339,8 @@ def default_label(spec: RunSpec, search: Search | None = None) -> str:
     """The algorithm's own label, with k where the algorithm chooses its active nodes."""
     algorithm = build_algorithm(spec.algorithm)
     k = {"search": "k searched", "best": "best k", None: f"k={spec.n_active}"}[search]
-    return algorithm.label + (f", {k}" if algorithm.partial else "")
+    label: str = getattr(algorithm, "label", spec.algorithm["name"])  # a user's may have none
+    return label + (f", {k}" if algorithm.partial else "")
 
 
 def candidates(n_nodes: int, search: Search | None) -> list[dict[str, Any]]:
@@ -537,10 +538,10 @@ def from_json(text: str, path: str = "suite.json") -> Suite:
         content = json.loads(text)
         return Suite.from_source(content["name"], content["suite"], Locator(path, ""))
     except UserError as error:
-        if missing := [name for name in content.get("plugins", ()) if name not in plugins.LOADED]:
-            remedy = (
-                f"it was run with {', '.join(missing)}, which --plugin FILE has to name here too"
-            )
+        needed = content.get("plugins", {})
+        if isinstance(needed, dict) and (missing := needed.keys() - plugins.LOADED.keys()):
+            names = ", ".join(sorted(missing))
+            remedy = f"it was run with {names}: give files with --plugin here too, install packages"
         raise UserError(f"{error}\n{remedy}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(

@@ -146,6 +146,24 @@ def test_the_gradients_of_the_problem_of_the_page_are_those_of_its_objective() -
     torch.testing.assert_close(found["gradient_norm2"], (expected**2).sum(1))
 
 
+def test_an_algorithm_without_a_label_is_called_by_its_name_and_one_that_raises_is_a_failed_run(
+    folder: Path, bench: Bench
+) -> None:
+    path = folder / "mine.py"
+    path.write_text(ALGORITHM.replace('    label = "Mine"\n', "").replace("r.sgd_mix", "r.sgd_max"))
+    run = ["run", "clipping.toml", "--device", "cpu", "--plugin", path]
+    (folder / "clipping.toml").write_text(
+        FILES["clipping.toml"].split("[[method]]")[0]
+        + '[[method]]\nalgorithm = "mine"\n[[table]]\nname = "loss"\nvalues = ["train_loss"]\n'
+    )
+    done = bench(*run)
+    assert done.code == 1
+    assert "\nmine " in done.out
+    for record in made(folder, "clipping"):
+        assert record.error.startswith("AttributeError: ")
+        assert record.error.endswith("(mine.py:8)")
+
+
 # What a plugin leaves in records, suites and pages
 
 
@@ -173,8 +191,16 @@ def test_a_report_without_the_plugin_says_that_it_needs_it(bench: Bench) -> None
     done = bench("report", "clipping.toml")
     assert done.code == 2
     assert "unknown algorithm 'clipped'" in done.err
-    assert "it was run with my_algorithm.py, which --plugin FILE has to name here too" in done.err
+    assert "it was run with my_algorithm.py: give files with --plugin here too" in done.err
     assert "run the suite again" not in done.err
+    path = Path("results/clipping/suite.json")
+    content = json.loads(path.read_text())
+    for damaged in (3, None, ["my_algorithm.py"]):
+        path.write_text(json.dumps(content | {"plugins": damaged}))
+        done = bench("report", "clipping.toml")
+        assert done.code == 2
+        assert "run the suite again" in done.err
+    path.write_text(json.dumps(content))
     assert bench("report", "clipping.toml", "--plugin", "my_algorithm.py").code == 0
 
 

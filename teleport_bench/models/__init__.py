@@ -3,12 +3,25 @@
 from teleport_bench.models.layers import (
     Conv2d,
     Flatten,
+    GlobalAvgPool2d,
     GroupNorm,
     Layer,
     Linear,
     MaxPool2d,
     Network,
     ReLU,
+    Residual,
 )
 
-__all__ = ["Conv2d", "Flatten", "GroupNorm", "Layer", "Linear", "MaxPool2d", "Network", "ReLU"]
+__all__ = [
+    "Conv2d",
+    "Flatten",
+    "GlobalAvgPool2d",
+    "GroupNorm",
+    "Layer",
+    "Linear",
+    "MaxPool2d",
+    "Network",
+    "ReLU",
+    "Residual",
+]
