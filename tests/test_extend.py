@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
@@ -53,6 +54,8 @@ def _registries_as_they_were(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for kind, entries in before:
         kind.restore(entries)
+    for name in [name for name in sys.modules if name.startswith("plugin ")]:
+        del sys.modules[name]
 
 
 @pytest.fixture
@@ -326,7 +329,6 @@ def test_a_mistake_is_explained_in_one_line_and_leaves_nothing_registered(
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    modules = set(sys.modules)
     for _ in range(2):
         done = bench("list", "--plugin", path)
         assert done.code == 2
@@ -335,10 +337,24 @@ def test_a_mistake_is_explained_in_one_line_and_leaves_nothing_registered(
         assert len(done.err.splitlines()) == 1
     assert not plugins.LOADED
     assert "mine" not in registry.ALGORITHMS.names()
-    assert not any(m.startswith("plugin ") for m in set(sys.modules) - modules)
+    assert not any(module.startswith("plugin ") for module in sys.modules)
     if content is not None and path.suffix == ".py":
         path.write_text(ALGORITHM)
         assert bench("list", "--plugin", path).code == 0
+
+
+def test_the_names_of_the_package_are_taken_before_anything_asked_for_them(tmp_path: Path) -> None:
+    path = tmp_path / "x.py"
+    path.write_text(ALGORITHM.replace('"mine"', '"dsgd"'))
+    done = subprocess.run(
+        [sys.executable, "-m", "teleport_bench", "list", "--plugin", path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"plugin {path}, line 3: algorithm 'dsgd' is registered twice" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_what_a_file_registers_before_it_raises_is_dropped(tmp_path: Path) -> None:
