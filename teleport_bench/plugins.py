@@ -66,6 +66,7 @@ def load_plugin(path: str | Path) -> None:
             "each a name of its own, and start again where one was changed"
         )
     _import_own()
+    load_installed()
     module = ModuleType(f"plugin {path.name}")
     module.__file__ = str(path)
     try:
@@ -77,6 +78,7 @@ def load_plugin(path: str | Path) -> None:
         sys.modules.pop(module.__name__, None)
         raise UserError(f"plugin {_where(path, error)}") from error
     if not names:
+        del sys.modules[module.__name__]
         raise UserError(
             f"plugin {path} registers nothing: put a decorator such as "
             '@teleport_bench.ALGORITHMS.register("name") above what a suite is to choose'

@@ -447,6 +447,16 @@ def test_an_installed_package_brings_its_components_along(
     assert "mine" in registry.ALGORITHMS.names()
 
 
+def test_a_name_that_an_installed_package_has_is_taken(
+    install: Callable[[str], None], tmp_path: Path
+) -> None:
+    install(ALGORITHM)
+    (tmp_path / "x.py").write_text(ALGORITHM)
+    with pytest.raises(tb.UserError, match="registered twice: my_package_of_a_test has that name"):
+        tb.load_plugin(tmp_path / "x.py")
+    assert list(plugins.LOADED) == ["my-package"]
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
