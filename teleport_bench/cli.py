@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0: done; 1: some runs failed, or the report differs; 2: bad input; 130: Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
+        _load(getattr(options, "plugins", ()))
         code: int = options.command(options)
     except UserError as error:
         print(f"teleport-bench: {error}", file=sys.stderr)
@@ -155,6 +156,16 @@ def _parser() -> argparse.ArgumentParser:
             help=f"results lie in DIR/{where} (default: results)",
         )
 
+    for command in (listing, run, tune, report, theory):
+        command.add_argument(
+            "--plugin",
+            dest="plugins",
+            metavar="FILE",
+            action="append",
+            default=[],
+            help="execute a Python file that registers components of your own; repeatable",
+        )
+
     env = commands.add_parser("env", help="what a record says of this machine and this code")
     for command in (env, kernels, rounds):
         command.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
@@ -164,6 +175,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _listed(text: str) -> list[str]:
     return text.split(",")
+
+
+def _load(paths: Sequence[str]) -> None:
+    if paths:
+        from teleport_bench import plugins
+
+        for path in paths:
+            plugins.load_plugin(path)
 
 
 def _list(_: argparse.Namespace) -> int:
@@ -179,15 +198,7 @@ def _list(_: argparse.Namespace) -> int:
             if duration := at.get("duration"):
                 times = ", ".join(f"{time} on {place}" for place, time in duration.items())
                 print(f"  {'':<24}  {scale}: {times}")
-    for kind in (
-        registry.ALGORITHMS,
-        registry.TOPOLOGIES,
-        registry.PROBLEMS,
-        registry.MODELS,
-        registry.DATA,
-        registry.PARTITIONS,
-        registry.SCHEDULES,
-    ):
+    for kind in registry.KINDS:
         print(f"\n{kind.kind}")
         for entry in kind:
             print(f"  {entry.name:<24}{entry.summary}")
@@ -245,6 +256,7 @@ def _execute(
     exhaustive: bool = False,
 ) -> int:
     from teleport_bench.executor import pick_device, run_suite
+    from teleport_bench.plugins import outdated
     from teleport_bench.progress import Meter
     from teleport_bench.record import Store
 
@@ -268,6 +280,12 @@ def _execute(
         raise
     meter.close()
     print(f"{len(records)} runs, {meter.executed} of them now", file=sys.stderr)
+    for name, count in outdated(records.values()).items():
+        print(
+            f"teleport-bench: another version of {name} made {count} of the runs; --rerun makes "
+            "all of them again",
+            file=sys.stderr,
+        )
     return _finish(folder, suite.name, ("step-sizes", "search") if tuning_only else None)
 
 

@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from teleport_bench import plugins
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.locator import Loc, Locator
 from teleport_bench.metrics import ROUND_TIME, ROUNDS_TO_TARGET
@@ -362,7 +363,8 @@ def default_label(spec: RunSpec, search: Search | None = None) -> str:
     """The algorithm's own label, with k where the algorithm chooses its active nodes."""
     algorithm = build_algorithm(spec.algorithm)
     k = {"search": "k searched", "best": "best k", None: f"k={spec.n_active}"}[search]
-    return algorithm.label + (f", {k}" if algorithm.partial else "")
+    label: str = getattr(algorithm, "label", spec.algorithm["name"])  # a user's may have none
+    return label + (f", {k}" if algorithm.partial else "")
 
 
 def candidates(n_nodes: int, search: Search | None) -> list[dict[str, Any]]:
@@ -546,8 +548,11 @@ def _override(source: dict[str, Any], override: str) -> Loc:
 
 
 def to_json(suite: Suite) -> str:
-    """What `report` needs of a suite, beside its records."""
-    return json.dumps({"name": suite.name, "suite": suite.source}, indent=2, sort_keys=True) + "\n"
+    """What `report` needs of a suite, beside its records; the plugins that it needs too, if any."""
+    content = {"name": suite.name, "suite": suite.source}
+    if used := plugins.used(suite.source):
+        content["plugins"] = used
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def from_json(text: str, path: str = "suite.json") -> Suite:
@@ -557,6 +562,10 @@ def from_json(text: str, path: str = "suite.json") -> Suite:
         content = json.loads(text)
         return Suite.from_source(content["name"], content["suite"], Locator(path, ""))
     except UserError as error:
+        needed = content.get("plugins", {})
+        if isinstance(needed, dict) and (missing := needed.keys() - plugins.LOADED.keys()):
+            names = ", ".join(sorted(missing))
+            remedy = f"it was run with {names}: give files with --plugin here too, install packages"
         raise UserError(f"{error}\n{remedy}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(

@@ -138,6 +138,12 @@ def warnings(frame: Frame) -> list[str]:
     dirty = sum(bool(r.made.code.get("dirty")) for r in used)
     if dirty:
         found.append(f"{dirty} of {len(used)} runs were made by code with uncommitted changes.")
+    versions = {v for r in used for v in r.made.code.get("plugins", {}).items()}
+    found += [
+        f"These runs were made by different versions of {name}."
+        for name, n in sorted(Counter(name for name, _ in versions).items())
+        if n > 1
+    ]
     sums = {
         json.dumps([data.get("name"), data.get("sha256")])
         for r in used
@@ -177,6 +183,7 @@ def _code(frame: Frame) -> str:
         f"teleport-bench {c.get('version')}"
         + (f", commit {str(c['commit'])[:12]}" if c.get("commit") else "")
         + (" with uncommitted changes" if c.get("dirty") else "")
+        + "".join(f", plugin {k} {v[:12]}" for k, v in c.get("plugins", {}).items())
         for c in (r.made.code for r in frame.used)
     )
     dates = sorted(r.made.date for r in frame.used)
