@@ -91,11 +91,15 @@ class SuiteSpec(StrictModel):
     run: settings of all runs (keys of RunSpec). grid: lists of values; every combination is run.
     method: the methods compared, each with settings and a grid of its own, which win over [run] and
     [grid]. set: settings that win over all of these, as `--set` gives them. tune: how step sizes
-    are chosen. table, figure, claim: what the report shows. network: what simulated time and the
-    bytes of the busiest node are computed by. alone: no run shares its fleet with another, so that
-    its times are its own. duration: how long it takes, by machine or scale, as text. small: what
-    `--scale small` sets instead, in the same tables. scale_note: set by it, the label of all that
-    it gives. theory: rates and best k by the derived bounds, for a suite with or without runs.
+    are chosen. equal: what the runs have in common: the rounds that are given, or the epochs that
+    D-SGD makes in them, for which k of n active nodes take n/k times as many rounds (and rounds
+    between evaluations, and of warm-up). alone: no run shares its fleet with another, so that its
+    times are its own.
+
+    table, figure, claim: what the report shows. theory: rates and best k by the derived bounds, for
+    a suite with or without runs. network: what simulated time and the bytes of the busiest node are
+    computed by. duration: how long it takes, by machine, as text. small: what `--scale small` sets
+    instead, in the same tables. scale_note: set by it, the label of all that it gives.
     """
 
     title: str
@@ -108,6 +112,7 @@ class SuiteSpec(StrictModel):
     scale_note: str | None = None
     tune: Tune | None = None
     alone: bool = False
+    equal: Literal["rounds", "epochs"] = "rounds"
     duration: dict[str, str] = {}
     network: dict[str, Any] = {}
     table: list[TableSpec] = []
@@ -221,6 +226,9 @@ class Suite:
             if not tune:
                 message = f'active = "{options["search"]}" needs [tune], which chooses it'
                 raise UserError(where.at(("method", i, "active"), message))
+            if self.spec.equal == "epochs":
+                message = "a search for k compares equal rounds: give a k, or leave equal out"
+                raise UserError(where.at(("method", i, "active"), message))
         try:
             method = Method.model_validate(options | {"run": own})
         except ValidationError as error:
@@ -244,6 +252,8 @@ class Suite:
             try:
                 for key, value in (cell | self.spec.set | trial).items():
                     _put(merged, key.split("."), value)
+                if self.spec.equal == "epochs":
+                    _to_equal_epochs(merged)
                 return RunSpec.model_validate(merged)
             except ValidationError as error:
                 raise UserError(where.explain(error, places)) from None
@@ -506,6 +516,22 @@ def _put(table: dict[str, Any], path: Sequence[str], value: Any) -> None:
             raise UserError(f"cannot set {'.'.join(path)}: {key} is {inner!r}, not a table")
         table = inner
     table[path[-1]] = copy.deepcopy(value)
+
+
+def _to_equal_epochs(run: dict[str, Any]) -> None:
+    """Give a run with k of n active nodes n/k times its rounds."""
+    n, k = run.get("nodes"), run.get("active")
+    if not isinstance(n, int) or not isinstance(k, int) or k < 1:
+        return  # all are active, or validation says what is wrong
+    schedule = run.get("schedule")
+    for table, key in ((run, "rounds"), (run, "eval_every"), (schedule, "warmup")):
+        if isinstance(table, dict) and isinstance(table.get(key), int):
+            if table[key] * n % k:
+                raise UserError(
+                    f'equal = "epochs" makes {key} = {table[key]} x nodes / active, and '
+                    f"{table[key]} x {n} / {k} is no whole number: take another {key} or active"
+                )
+            table[key] = table[key] * n // k
 
 
 def _product(grid: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:

@@ -151,8 +151,8 @@ def table(suite: Suite, found: Sequence[Found]) -> Table:
     seeds = len(suite.spec.tune.seeds)
     notes = [
         f"Mean {metric.label} over {seeds} tuning seeds, every k at its own best step size; * "
-        "marks the k chosen: the best, ties to the smaller (the rule is assumed; that 2T rounds are "
-        "enough is the paper's).",
+        "marks the k chosen: the best, ties to the smaller (the rule is assumed; that 2T rounds "
+        "are enough is the paper's).",
         "rounds: of one step size. All k but the largest run at the same time at disjoint nodes "
         "for T rounds, then the largest for T: 2T, as counted from the nodes drawn (at most "
         f"{max(f.most_active for f in found)} active at once). rounds, alone: every k after the "
