@@ -18,7 +18,7 @@ from teleport_bench.fleet import Fleet, Tick, fleet_bytes, group, split
 from teleport_bench.progress import Meter
 from teleport_bench.record.provenance import code, environment
 from teleport_bench.record.schema import Made, Record
-from teleport_bench.record.store import SUITE_FILE, Store, write_atomically
+from teleport_bench.record.store import SUITE_FILE, Store, write_atomically, writing
 from teleport_bench.spec import RunSpec, canonical
 from teleport_bench.suite import PlannedRun, Suite, to_json
 from teleport_bench.tune import chosen
@@ -181,7 +181,8 @@ def run_suite(
             ) from None
     compiled = pick_engine(compile, [run.spec for run in suite.all_runs()], device)
     store.prepare()
-    write_atomically(store.folder / SUITE_FILE, to_json(suite).encode())
+    with writing(store.folder):
+        write_atomically(store.folder / SUITE_FILE, to_json(suite).encode())
     records: dict[str, Record] = {}
     most = fleet_bytes(device)
 
@@ -203,9 +204,9 @@ def run_suite(
             meter.note(split(parts, most))
         for part in parts:
             meter.fleet(part)
-            for record in run_group(part, device, meter.tick, compiled):
-                store.save(record)
-                records[record.id] = record
+            made = run_group(part, device, meter.tick, compiled)
+            store.save(*made)
+            records.update((record.id, record) for record in made)
 
     alone = suite.exhaustive if exhaustive else None
     tuning = pending([*suite.tuning, *(alone.tuning if alone else ())])

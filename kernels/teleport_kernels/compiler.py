@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +19,11 @@ FLAGS = ("-O3", "-march=native", "-pthread", "-std=c++17", "-shared", "-fPIC")
 
 FAILURES = (OSError, subprocess.SubprocessError)
 """What `load` raises where there is no compiler, or none that can compile this."""
+
+
+BUILD = "build-"
+DEAD = 3600
+"""Seconds after which an unfinished build is that of a killed process; compiling takes ten."""
 
 
 def load(
@@ -30,19 +38,38 @@ def load(
     includes: the files that it includes. optional: flags that are left out where they fail.
     """
     path = _target(source, flags, includes)
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=path.parent) as build:
-            built = Path(build) / path.name
-            folders = {f"-I{include.parent}" for include in includes}
-            command = [_compiler(), *FLAGS, *flags, *folders, str(source), "-o", str(built)]
-            try:
-                subprocess.run([*command, *optional], capture_output=True, text=True, check=True)
-            except subprocess.CalledProcessError:
-                if not optional:
-                    raise
-                subprocess.run(command, capture_output=True, text=True, check=True)
+    with contextlib.suppress(OSError):  # it is not there, or not whole
+        return ctypes.CDLL(str(path))
+    folders = {f"-I{include.parent}" for include in includes}
+    command = [_compiler(), *FLAGS, *flags, *folders, str(source)]
+    try:
+        return _compile([*command, *optional], path)
+    except FAILURES:
+        # without what is optional; or the cache was removed meanwhile
+        return _compile(command, _cache() / path.name)
+
+
+def _compile(command: Sequence[str], path: Path) -> ctypes.CDLL:
+    """Compile to a path, which others see only when it is whole, and load it."""
+    _clear(path.parent)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=BUILD) as build:
+        built = Path(build) / path.name
+        call = [*command, "-o", str(built)]
+        subprocess.run(call, capture_output=True, text=True, check=True)
+        with built.open("rb") as file:
+            os.fsync(file.fileno())
+        loaded = ctypes.CDLL(str(built))
+        with contextlib.suppress(OSError):  # the next process compiles it again
             built.replace(path)
-    return ctypes.CDLL(str(path))
+        return loaded
+
+
+def _clear(folder: Path) -> None:
+    """Remove what killed processes left."""
+    for left in folder.glob(f"{BUILD}*"):
+        with contextlib.suppress(OSError):
+            if abs(time.time() - left.stat().st_mtime) > DEAD:
+                shutil.rmtree(left)
 
 
 def is_there(source: Path, flags: Sequence[str] = (), *, includes: Sequence[Path] = ()) -> bool:
@@ -69,6 +96,11 @@ def _version() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+@functools.cache
+def _own() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="teleport-kernels-")
+
+
 def _cache() -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teleport-kernels"
     try:
@@ -76,7 +108,7 @@ def _cache() -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError:  # a home that cannot be written: compile for this process alone
-        folder = Path(tempfile.mkdtemp(prefix="teleport-kernels-"))
+        folder = Path(_own().name)
     return folder
 
 
