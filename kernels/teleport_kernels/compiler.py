@@ -37,31 +37,49 @@ def load(
 
     includes: the files that it includes. optional: flags that are left out where they fail.
     """
-    path = _target(source, flags, includes)
-    with contextlib.suppress(OSError):  # it is not there, or not whole
-        return ctypes.CDLL(str(path))
+    name = _name(source, flags, includes)
+    if whole := _whole(name):
+        return ctypes.CDLL(str(whole))
     folders = {f"-I{include.parent}" for include in includes}
     command = [_compiler(), *FLAGS, *flags, *folders, str(source)]
     try:
-        return _compile([*command, *optional], path)
-    except FAILURES:
-        # without what is optional; or the cache was removed meanwhile
-        return _compile(command, _cache() / path.name)
+        return _compile([*command, *optional], name)
+    except FAILURES:  # what is optional; or the cache was removed meanwhile
+        return _compile(command, name)
 
 
-def _compile(command: Sequence[str], path: Path) -> ctypes.CDLL:
-    """Compile to a path, which others see only when it is whole, and load it."""
-    _clear(path.parent)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=BUILD) as build:
-        built = Path(build) / path.name
+def is_there(source: Path, flags: Sequence[str] = (), *, includes: Sequence[Path] = ()) -> bool:
+    """Whether `load` has nothing to compile."""
+    return _whole(_name(source, flags, includes)) is not None
+
+
+def _whole(name: str) -> Path | None:
+    """The library in the cache. A part of one, left by a crash, would end the process: those that
+    do not have the checksum in their name are removed."""
+    for path in _cache().glob(f"{name}-*.so"):
+        with contextlib.suppress(OSError):
+            if path.stem.endswith(_checksum(path)):
+                return path
+            path.unlink()
+    return None
+
+
+def _compile(command: Sequence[str], name: str) -> ctypes.CDLL:
+    """Compile, put it where others see it, and load it."""
+    folder = _cache()
+    _clear(folder)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=BUILD) as build:
+        built = Path(build) / f"{name}.so"
         call = [*command, "-o", str(built)]
         subprocess.run(call, capture_output=True, text=True, check=True)
-        with built.open("rb") as file:
-            os.fsync(file.fileno())
         loaded = ctypes.CDLL(str(built))
         with contextlib.suppress(OSError):  # the next process compiles it again
-            built.replace(path)
+            built.replace(folder / f"{name}-{_checksum(built)}.so")
         return loaded
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:20]
 
 
 def _clear(folder: Path) -> None:
@@ -72,16 +90,10 @@ def _clear(folder: Path) -> None:
                 shutil.rmtree(left)
 
 
-def is_there(source: Path, flags: Sequence[str] = (), *, includes: Sequence[Path] = ()) -> bool:
-    """Whether `load` has nothing to compile."""
-    return _target(source, flags, includes).exists()
-
-
-def _target(source: Path, flags: Sequence[str], includes: Sequence[Path]) -> Path:
+def _name(source: Path, flags: Sequence[str], includes: Sequence[Path]) -> str:
     texts = [path.read_text() for path in (source, *includes)]
     key = (*texts, FLAGS, tuple(flags), _version(), platform.machine(), _instruction_sets())
-    name = hashlib.sha256(repr(key).encode()).hexdigest()[:20]
-    return _cache() / f"{source.stem}-{name}.so"
+    return f"{source.stem}-{hashlib.sha256(repr(key).encode()).hexdigest()[:20]}"
 
 
 def _compiler() -> str:
