@@ -26,9 +26,9 @@ from pydantic import (
 from teleport_bench import plugins
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.locator import Loc, Locator
-from teleport_bench.metrics import ROUND_TIME, ROUNDS_TO_TARGET
+from teleport_bench.metrics import ROUND_TIME, ROUNDS_TO_TARGET, TO_TARGET
 from teleport_bench.registry import StrictModel, error_at
-from teleport_bench.shown import Check, ClaimSpec, FigureSpec, MetricName, TableSpec
+from teleport_bench.shown import Check, ClaimSpec, FigureSpec, MetricName, ProfileSpec, TableSpec
 from teleport_bench.spec import RunSpec, build_algorithm, canonical
 from teleport_bench.theory import TheorySpec
 
@@ -96,10 +96,11 @@ class SuiteSpec(StrictModel):
     between evaluations, and of warm-up). alone: no run shares its fleet with another, so that its
     times are its own.
 
-    table, figure, claim: what the report shows. theory: rates and best k by the derived bounds, for
-    a suite with or without runs. network: what simulated time and the bytes of the busiest node are
-    computed by. duration: how long it takes, by machine, as text. small: what `--scale small` sets
-    instead, in the same tables. scale_note: set by it, the label of all that it gives.
+    table, figure, claim, profile: what the report shows. theory: rates and best k by the derived
+    bounds, for a suite with or without runs. network: what simulated time and the bytes of the
+    busiest node are computed by. duration: how long it takes, by machine, as text. small: what
+    `--scale small` sets instead, in the same tables. scale_note: set by it, the label of all that
+    it gives.
     """
 
     title: str
@@ -118,6 +119,7 @@ class SuiteSpec(StrictModel):
     table: list[TableSpec] = []
     figure: list[FigureSpec] = []
     claim: list[ClaimSpec] = []
+    profile: list[ProfileSpec] = []
     theory: MeasuredTheory | None = None
 
     @model_validator(mode="after")
@@ -311,8 +313,12 @@ class Suite:
         check.tables(self.spec.table)
         check.figures(self.spec.figure)
         check.claims(self.spec.claim)
+        check.profiles(self.spec.profile)
 
     def _check_evaluated(self, name: str, why: str, where: Locator, *place: str | int) -> None:
+        if name in TO_TARGET and name != ROUNDS_TO_TARGET:
+            message = f"'{name}' is computed for a report; take {ROUNDS_TO_TARGET}: {why}"
+            raise UserError(where.at(place, message))
         if name == ROUND_TIME:
             message = f"'{name}' is measured and not evaluated along a run; {why}"
             raise UserError(where.at(place, message))

@@ -168,7 +168,7 @@ def die() -> None:
 
 def fill() -> None:
     """The disk is full for whatever comes."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1200, 1200))
 
 
 def protect() -> None:

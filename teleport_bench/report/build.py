@@ -52,7 +52,7 @@ def build(suite: Suite, records: Mapping[str, Record]) -> tuple[list[Table], dic
 
     Where the suite was run at another scale than its own, every table and figure says so.
     """
-    from teleport_bench.report import figures, page, search, theory  # load matplotlib
+    from teleport_bench.report import figures, page, profile, search, theory  # load matplotlib
 
     data: Frame = frame(suite, records)
     tuned = tuning_table(data)
@@ -61,6 +61,10 @@ def build(suite: Suite, records: Mapping[str, Record]) -> tuple[list[Table], dic
         figures.Drawing(spec.name, spec.caption or spec.name, figures.draw(data, spec), spec)
         for spec in suite.spec.figure
     ]
+    for item in suite.spec.profile:
+        found_costs = profile.profile(data, item)
+        tables.append(profile.table(found_costs))
+        drawings.append(profile.drawing(data, found_costs))
     files: dict[str, bytes] = {}
     if suite.spec.theory:
         measured = theory.measured(data)

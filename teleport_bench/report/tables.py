@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from tabulate import tabulate
 
-from teleport_bench.metrics import METRICS, ROUNDS_TO_TARGET, setting
+from teleport_bench.metrics import METRICS, TO_TARGET, setting
 from teleport_bench.report.frame import Frame, column
 from teleport_bench.report.statistics import Summary, summarise
 from teleport_bench.shown import TableSpec, order, settings_of, show, varying
@@ -33,7 +33,7 @@ class Stat:
         also the lower bound of the mean, and the number of censored runs."""
         s = self.summary
         numbers = {"mean": s.mean, "std": s.std, "finished": s.n - sum(c for _, c in s.states)}
-        if self.metric == ROUNDS_TO_TARGET:
+        if self.metric in TO_TARGET:
             numbers |= {"bound": s.bound, "censored": s.censored}
         return numbers
 
@@ -181,7 +181,7 @@ def _stat(frame: Frame, chosen: object, metric: str) -> Stat:
     rows = frame.runs[chosen]
     values = rows[metric].tolist() if metric in rows else [float("nan")] * len(rows)
     censored: list[bool] = []
-    if metric == ROUNDS_TO_TARGET and metric in rows:
+    if metric in TO_TARGET and metric in rows:
         censored = [c is True for c in rows["censored"]]
     return Stat(summarise(values, rows["status"].tolist(), censored), metric)
 
