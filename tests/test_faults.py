@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from teleport_bench import UserError, native
+from teleport_bench import UserError, checkpoint, native
 from teleport_bench.cli import main
 from teleport_bench.data import cache
 from teleport_bench.data.dataset import Split
@@ -339,6 +339,32 @@ def test_a_clock_that_is_set_back_changes_nothing(sweep: Sweep) -> None:
     made = [Record.model_validate_json(path.read_bytes()).made for path in sweep.records]
     assert len({each.date for each in made}) == len({each.date[:10] for each in made}) > 1
     assert all(each.seconds > 0 for each in made)
+
+
+def die_at_checkpoint(number: int) -> None:
+    """Take a checkpoint after every block, and be killed after so many of them."""
+    save, saved = checkpoint.Checkpoint.save, itertools.count(1)
+
+    def save_and_die(self: checkpoint.Checkpoint, state: dict[str, object]) -> None:
+        save(self, state)
+        if next(saved) == number:
+            die()
+
+    checkpoint.EVERY = 0
+    checkpoint.Checkpoint.save = save_and_die  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_a_fleet_goes_on_from_its_checkpoint(sweep: Sweep, number: int) -> None:
+    assert sweep.run(die_at_checkpoint, number) == -signal.SIGKILL
+    (path,) = (sweep.folder / "checkpoints").iterdir()
+    assert sweep.run(die_at_checkpoint, 1) == -signal.SIGKILL
+    assert [path] == list((sweep.folder / "checkpoints").iterdir())  # of the same fleet
+
+
+def test_a_checkpoint_of_a_sweep_that_nobody_finished_is_removed(sweep: Sweep) -> None:
+    (sweep.folder / "checkpoints").mkdir(parents=True)
+    (sweep.folder / "checkpoints" / "left.pt").write_bytes(b"of other settings")
 
 
 # caches

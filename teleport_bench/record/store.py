@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tempfile
 import weakref
 import zlib
@@ -50,6 +51,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.runs = folder / "runs"
+        self.checkpoints = folder / "checkpoints"
         self._unsaved = folder / UNSAVED_FILE
         self._unlock: weakref.finalize[..., Store] | None = None
 
@@ -87,6 +89,9 @@ class Store:
                     lines = self._unsaved.read_bytes().splitlines()
                     self._write([Record.model_validate_json(line) for line in lines])
                 self._unsaved.unlink(missing_ok=True)
+
+    def clear_checkpoints(self) -> None:
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def _lock(self) -> bool:
         """False where the file system has no locks: records are whole all the same."""
