@@ -88,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
             "(default: what TELEPORT_BENCH_DATA says); the hub gives what is not there",
         )
         command.add_argument("--rerun", action="store_true", help="run everything, finished or not")
+        command.add_argument(
+            "--deterministic",
+            action="store_true",
+            help="on CUDA, take only algorithms that give the same bits each time, slower ones; on "
+            "the CPU that is so anyway",
+        )
     run.add_argument(
         "--profile",
         metavar="FILE",
@@ -256,12 +262,14 @@ def _execute(
     tuning_only: bool = False,
     exhaustive: bool = False,
 ) -> int:
-    from teleport_bench.executor import pick_device, run_suite
+    from teleport_bench.executor import be_deterministic, pick_device, run_suite
     from teleport_bench.plugins import outdated
     from teleport_bench.progress import Meter
     from teleport_bench.record import Store
 
     device = pick_device(options.device)
+    if options.deterministic:
+        be_deterministic()
     folder = options.out / suite.name
     meter = Meter()
     with Store(folder) as store:

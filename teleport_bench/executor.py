@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import gc
+import os
 import re
 import time
 import traceback
@@ -43,6 +44,14 @@ def pick_device(name: str) -> torch.device:
                 "devices; use --device cpu, or install a CUDA build of torch and its driver"
             )
     return torch.device(name)
+
+
+def be_deterministic() -> None:
+    """From now on torch takes only algorithms that give the same bits each time; where it has none,
+    a run fails and says so. That matters on CUDA: on the CPU it is so anyway."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 PACKED = 1000
