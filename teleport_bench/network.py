@@ -1,6 +1,7 @@
 """What a round sends over the network, and how long it takes there.
 
-A message is one parameter vector, float32; the time model is an assumption (see `Network`).
+A message is one parameter vector, float32, or several that an algorithm mixes at once; the time
+model is an assumption (see `Network`).
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ class Network(StrictModel):
     """A network in which some links are faster than others, and how its nodes wait for each other.
 
     preferred: the physical graph on the n nodes, with options as in a suite. A message between two
-    of its neighbours takes 1, in either direction: the unit of time; between any others it takes
-    tau; to the node itself, nothing. Messages do not delay each other. compute: time of a gradient.
+    of its neighbours takes 1 for each parameter vector in it, in either direction: the unit of
+    time; between any others tau; to the node itself, nothing. Messages do not delay each other.
+    compute: time of a gradient.
 
     mode: "synchronous": a phase starts when the last one has ended everywhere, and costs its
     slowest link. "barrier_free": token a starts as soon as its own messages are there; a node whose
@@ -75,6 +77,19 @@ class Network(StrictModel):
     compute: NonNegativeFloat = 1.0
     mode: Literal["synchronous", "barrier_free"] = "synchronous"
     form: Literal["simple", "fused"] = "simple"
+
+
+class Collective(NamedTuple):
+    """Communication of all nodes that is the same in every round, in `steps` steps one after the
+    other; in each of them source[i] sends target[i] one of the `parts` of a parameter vector.
+
+    All nodes wait for the slowest link of each step, in both modes of a network.
+    """
+
+    source: Ints
+    target: Ints
+    steps: int
+    parts: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,17 +114,24 @@ def simulate(
     stay where they are, rounds that repeat the last period are not gone through one by one.
     at: default, the run's evaluations. n_params: P where it is known, as from a record; else the
     problem is asked, which may read its data. Raises UserError where the preferred graph does not
-    exist on n nodes, ValueError for a negative number of rounds.
+    exist on n nodes or the algorithm's communication has no model, ValueError for a negative number
+    of rounds.
     """
     rounds = np.array(spec.evaluations() if at is None else at, dtype=np.int64)
     if rounds.size and rounds.min() < 0:
         raise ValueError(f"costs are of 0 rounds or more, got {rounds.min()}")
-    clock = _Clock(spec.build_topology(), network, spec.nodes)
-    if spec.build_algorithm().activation == "all":
+    size = MESSAGE_ITEM * (spec.build_problem().n_params if n_params is None else n_params)
+    method = spec.build_algorithm()
+    collective = method.collective(spec.nodes)
+    graphs = () if collective else spec.build_topology().mixings
+    clock = _Clock(graphs, network, spec.nodes, method.vectors, method.local_steps)
+    if collective:
+        return clock.collective(rounds, collective, size)
+    if method.activation == "all":
         time, total, busiest = clock.fixed(rounds)
     else:
         time, total, busiest = clock.moving(rounds, _by_round(spec))
-    size = MESSAGE_ITEM * (spec.build_problem().n_params if n_params is None else n_params)
+    size *= method.vectors
     return Costs(rounds, time, total * size, busiest * size)
 
 
@@ -159,12 +181,32 @@ class _Tally:
 
 
 class _Clock:
-    """How long the rounds of a topology on tokens take on a network, and who sends in them."""
+    """How long rounds on a period of graphs of tokens take on a network, and who sends in them."""
 
-    def __init__(self, topology: Topology, network: Network, n_nodes: int) -> None:
-        self.graphs = [_graph(topology.mixing(t)) for t in range(topology.period)]
-        self.network, self.n_nodes, self.n_tokens = network, n_nodes, topology.n_nodes
+    def __init__(
+        self,
+        graphs: Sequence[Mixing],
+        network: Network,
+        n_nodes: int,
+        vectors: int,
+        local_steps: int,
+    ) -> None:
+        self.graphs = [_graph(mixing) for mixing in graphs]
+        self.network, self.n_nodes, self.vectors = network, n_nodes, vectors
+        self.n_tokens = graphs[0].n_rows if graphs else 0
+        self.compute = local_steps * network.compute
         self.links = _links(json.dumps(network.preferred), n_nodes) if network.tau > 1 else None
+
+    def collective(self, at: Ints, what: Collective, size: int) -> Costs:
+        """Of rounds that all cost the same; size: bytes of a parameter vector."""
+        slowest = float(self._cost(what.source, what.target).max(initial=0))
+        time = at.astype(float) * (self.compute + what.steps * slowest / what.parts)
+        most = int(np.bincount(what.source).max(initial=0))
+        total, busiest = (
+            -(-at * what.steps * size * messages // what.parts)
+            for messages in (len(what.source), most)
+        )
+        return Costs(at, time, total, busiest)
 
     def fixed(self, at: Ints) -> tuple[Floats, Ints, Ints]:
         """Time, messages, and those of the busiest node after each number of rounds; token a stays
@@ -174,7 +216,7 @@ class _Clock:
         while len(times) <= at.max(initial=0):
             begin = x
             for graph in self.graphs:
-                x, _ = self._send(x + self.network.compute, graph, nodes, nodes)
+                x, _ = self._send(x + self.compute, graph, nodes, nodes)
                 times.append(x.max())
             step = (x - begin).max()
             if step - (x - begin).min() <= 1e-12 * x.max():
@@ -194,7 +236,7 @@ class _Clock:
 
     def moving(self, at: Ints, holders: Iterator[Ints]) -> tuple[Floats, Ints, Ints]:
         """As `fixed`, for tokens that move; holders: (k,), round by round."""
-        fused, compute = self.network.form == "fused", self.network.compute
+        fused, compute = self.network.form == "fused", self.compute
         last = int(at.max(initial=0))
         time, total, busiest = np.zeros(last + 1), *np.zeros((2, last + 1), dtype=np.int64)
         due, tally, every = set(at.tolist()), _Tally(self.n_nodes), np.arange(self.n_tokens)
@@ -223,13 +265,18 @@ class _Clock:
         """Bring what is done at source[b] to target[a] for every entry (a, b) of the graph: the
         time at which each target has all of its own, (k,), and the sender of each message."""
         senders, receivers = source[graph.cols], target[graph.rows]
-        moved = senders != receivers
-        cost = moved.astype(float)
-        if self.links is not None:
-            key = senders * self.n_nodes + receivers
-            cost[moved & (self.links[np.searchsorted(self.links, key)] != key)] = self.network.tau
+        cost = self.vectors * self._cost(senders, receivers)
         if self.network.mode == "synchronous":
             arrival = np.full_like(done, done.max() + cost.max())
         else:
             arrival = np.maximum.reduceat(done[graph.cols] + cost, graph.first)
-        return arrival, senders[moved]
+        return arrival, senders[senders != receivers]
+
+    def _cost(self, senders: Ints, receivers: Ints) -> Floats:
+        """How long a parameter vector takes on each of these ways."""
+        moved = senders != receivers
+        cost: Floats = moved.astype(float)
+        if self.links is not None:
+            key = senders * self.n_nodes + receivers
+            cost[moved & (self.links[np.searchsorted(self.links, key)] != key)] = self.network.tau
+        return cost
