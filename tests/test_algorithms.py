@@ -78,6 +78,11 @@ def curves(*runs: RunSpec, compiled: bool = False) -> list[Curve]:
 Array = NDArray[np.float64]
 
 
+def keeps_the_mean(run: RunSpec) -> bool:
+    graphs = run.build_topology()
+    return all(np.allclose(graphs.matrix(t).sum(0), 1) for t in range(graphs.period))
+
+
 class Seen(NamedTuple):
     """What happened in a run: rows after each round from the start on, and its gradients."""
 
@@ -335,9 +340,7 @@ def test_the_mean_moves_by_the_mean_gradient_where_w_is_doubly_stochastic(
     name: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = one_step(name, topology="exponential", rounds=20)
-    graphs = run.build_topology()
-    columns = [graphs.matrix(t).sum(0).numpy() for t in range(graphs.period)]
-    if not np.allclose(columns, 1):
+    if not keeps_the_mean(run):
         pytest.skip("its W is not doubly stochastic")
     seen = watch(run, compiled, monkeypatch)
     for before, after, g in zip(seen.x, seen.x[1:], seen.gradient, strict=False):
@@ -399,7 +402,8 @@ def test_the_others_stay_away_from_it_by_a_bias(name: str) -> None:
         for part in (runs[:6], runs[6:])
     )
     assert large > 1e-5
-    drawn = name in PARTIAL  # then it is noise as well, whose gap falls as eta
+    # where nodes or weights are drawn it is noise as well, whose gap falls as eta
+    drawn = name in PARTIAL or not keeps_the_mean(runs[0])
     assert (1.4 if drawn else 2.5) < large / small < 6
 
 
