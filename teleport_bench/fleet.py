@@ -445,20 +445,27 @@ class FleetRound:
             return grad
 
     def sgd_step(self, x: Tensor, grad: Tensor, momentum: Tensor | None) -> Tensor:
-        return self._sgd(x, grad, self.fleet.alone, momentum)
+        return self._sgd(x, grad, self.fleet.alone, momentum=momentum, **self._optimiser)
 
     def sgd_mix(self, x: Tensor, grad: Tensor, momentum: Tensor | None) -> Tensor:
         nodes = self.place.nodes
         if nodes is None:
-            return self._sgd(x, grad, self._mixing, momentum)
-        self.place.address = self._address
-        return self._sgd(x, grad, self._mixing, momentum, self._address, nodes)
+            return self._sgd(x, grad, self._mixing, momentum=momentum, **self._optimiser)
+        self.place.address = to = self._address
+        stored = {"target": to, "out": nodes, "momentum": momentum}
+        return self._sgd(x, grad, self._mixing, **stored, **self._optimiser)
 
-    def mix(self, x: Tensor) -> Tensor:
+    def mix(self, x: Tensor, direction: Tensor | None = None) -> Tensor:
+        if direction is not None:
+            return self._sgd(x, direction, self._mixing)
         if not self.fleet.compiled:
             with self.fleet.phase("mix"):
                 return tk.gossip_mix(x, self._mixing)
         return self._mix(x, self._mixing)
+
+    def decayed(self, grad: Tensor, x: Tensor) -> Tensor:
+        decay = self.fleet.spec.weight_decay
+        return self.combine((1, grad), (decay, x)) if decay else grad
 
     def combine(self, *terms: tuple[float | Rate, Tensor]) -> Tensor:
         fleet = self.fleet
@@ -476,31 +483,36 @@ class FleetRound:
             self._make(native.combine(given, fleet.choices.lr[self.i], out.detach()))
             return out
 
+    @property
+    def _optimiser(self) -> dict[str, Any]:
+        """The run's settings of `tk.sgd_mix`."""
+        spec = self.fleet.spec
+        return {
+            "beta": spec.momentum,
+            "nesterov": spec.nesterov,
+            "weight_decay": spec.weight_decay,
+        }
+
     def _sgd(
         self,
         x: Tensor,
         grad: Tensor,
         mixing: tk.Mixing,
-        momentum: Tensor | None,
-        target: Tensor | None = None,
-        out: Tensor | None = None,
+        *,
+        momentum: Tensor | None = None,
+        **settings: Any,
     ) -> Tensor:
-        """`tk.sgd_mix` with the run's settings."""
-        fleet, spec = self.fleet, self.fleet.spec
-        step: dict[str, Any] = {
-            "beta": spec.momentum,
-            "nesterov": spec.nesterov,
-            "weight_decay": spec.weight_decay,
-        }
-        if not fleet.compiled or out is not None:
+        """`tk.sgd_mix` with this round's step sizes."""
+        fleet = self.fleet
+        if not fleet.compiled or "out" in settings:
             with fleet.phase("mix"):
-                step |= {"lr": self._now(fleet.choices.lr), "momentum": momentum}
-                return tk.sgd_mix(x, grad, mixing, target=target, out=out, **step)
+                lr = self._now(fleet.choices.lr)
+                return tk.sgd_mix(x, grad, mixing, lr=lr, momentum=momentum, **settings)
         with self._own():
-            step |= {"lr": fleet.choices.lr[self.i], "grad": grad.detach()}
+            settings |= {"lr": fleet.choices.lr[self.i], "grad": grad.detach()}
             if momentum is not None:
-                step["momentum"] = momentum.detach()
-        return self._mix(x, mixing, **step)
+                settings["momentum"] = momentum.detach()
+        return self._mix(x, mixing, **settings)
 
     def _mix(self, x: Tensor, mixing: tk.Mixing, **step: Any) -> Tensor:
         """The call of the compiled mixing, made and recorded."""

@@ -66,8 +66,11 @@ class Round(Protocol):
     def sgd_mix(self, x: Tensor, grad: Tensor, momentum: Tensor | None) -> Tensor:
         """x_a <- sum_b W[a, b] (x_b - eta u_b), stored at the holders: `tk.sgd_mix`."""
 
-    def mix(self, x: Tensor) -> Tensor:
-        """sum_b W[a, b] x_b."""
+    def mix(self, x: Tensor, direction: Tensor | None = None) -> Tensor:
+        """sum_b W[a, b] x_b, or sum_b W[a, b] (x_b - eta d_b) with d as it is given."""
+
+    def decayed(self, grad: Tensor, x: Tensor) -> Tensor:
+        """grad + weight_decay x: for what does not go through `sgd_step` or `sgd_mix`."""
 
     def combine(self, *terms: tuple[float | Rate, Tensor]) -> Tensor:
         """c_1 x_1 + c_2 x_2 + .. of (c, x) terms, in fp32: coefficient, product and sum are rounded

@@ -14,8 +14,8 @@ from teleport_kernels import Mixing
 class ExactDiffusion(D2):
     """Exact diffusion: D^2 with (W + I)/2, which has no eigenvalue that is too small.
 
-      psi = x - eta g                               (adapt)
-      x  <- (W + I)/2 (psi + x - psi_old)           (correct, combine)
+      psi = x - eta g                        (adapt)
+      x  <- (W + I)/2 (psi + x - psi_old)    (correct and combine), psi_old = x in round 0
 
     Its rate is that of a graph with half the spectral gap. With exact gradients all nodes converge
     to the minimum whatever their data, for every symmetric W that is the same in every round.
