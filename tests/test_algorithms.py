@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from teleport_bench import RunSpec, UserError, native, topology
 from teleport_bench.activation import BLOCK
-from teleport_bench.algorithms import Rate
+from teleport_bench.algorithms import Algorithm, Rate, Round, State
 from teleport_bench.fleet import Fleet, FleetRound, Place, group
 from teleport_bench.graphs import Graphs
 from teleport_bench.network import Network, simulate
@@ -122,10 +122,12 @@ def watch(run: RunSpec, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> Seen
 
 
 class Case:
-    """A run in float64: `g(t, h, X)` are the rows' gradients in local step h of round t."""
+    """A run in float64: `g(t, h, X)` are the rows' gradients in local step h of round t, with
+    weight decay."""
 
     def __init__(self, run: RunSpec, seen: Seen) -> None:
-        self.run, self.x0, self.beta = run, seen.x[0], run.momentum
+        self.run, self.x0 = run, seen.x[0]
+        self.beta, self.decay = run.momentum, run.weight_decay
         self.steps = run.build_algorithm().local_steps
         world = run.build_problem().world(run.seed, run.nodes)
         factor = run.build_schedule()
@@ -135,7 +137,8 @@ class Case:
             at = t * self.steps + h
             nodes = seen.node[at].astype(int)
             H, away = world.hessian[nodes], X - world.optimum
-            return np.einsum("aij,aj->ai", H, away) + world.v[nodes] + seen.noise[at]
+            exact = np.einsum("aij,aj->ai", H, away) + world.v[nodes]
+            return exact + seen.noise[at] + self.decay * X
 
         self.g = g
 
@@ -203,9 +206,10 @@ def fedavg(c: Case) -> list[Array]:
 @loop_of("gradient_tracking")
 def gradient_tracking(c: Case) -> list[Array]:
     x, out = c.x0, []
+    decay, c.decay = c.decay, 0
     y = g = c.g(0, 0, x)
     for t, eta in enumerate(c.eta):
-        x = c.matrix(t) @ (x - eta * y)
+        x = c.matrix(t) @ (x - eta * (y + decay * x))
         out.append(x)
         if t + 1 < len(c.eta):
             new = c.g(t + 1, 0, x)
@@ -255,6 +259,7 @@ VARIANTS = [
     if name in LOOPS
     for settings in (
         {},
+        {"weight_decay": 0.2},
         *([{"momentum": 0.7}] if name in MOMENTUM else []),
         *([{"local_steps": 3}] if name in STEPS else []),
         *([{"local_steps": 2, "momentum": 0.7}] if name in STEPS and name in MOMENTUM else []),
@@ -594,3 +599,54 @@ def test_an_algorithm_with_a_graph_of_its_own_has_that_one(name: str) -> None:
     ring, star = spec(name, topology="ring"), spec(name, topology="star")
     assert ring.topology["name"] == COMPONENTS[name].graph
     assert ring.id == star.id
+
+
+@pytest.mark.parametrize(("nodes", "degree"), [(1, 2), (2, 2), (7, 1), (40, 2), (6, 9)])
+def test_every_node_sends_to_as_many_random_others_in_every_round(nodes: int, degree: int) -> None:
+    epidemic = ALGORITHMS.build(ALGORITHMS.resolve({"name": "epidemic", "out_degree": degree}))
+    first, second = (
+        torch.stack([graphs.matrix(t) for t in range(64)])
+        for graphs in (epidemic.graphs({}, nodes, seed) for seed in (0, 1))
+    )
+    sends = (first != 0).double()
+    assert (sends.diagonal(dim1=1, dim2=2) == 1).all()
+    assert (sends.sum(1) == 1 + min(degree, nodes - 1)).all()
+    torch.testing.assert_close(first.sum(2), torch.ones(64, nodes, dtype=torch.float64))
+    torch.testing.assert_close(first, sends / sends.sum(2, keepdim=True))
+    if degree < nodes - 1:
+        assert not torch.equal(first[0], first[1])
+        assert not torch.equal(first, second)
+        # each of the others equally likely: a share of draws, within six standard deviations
+        share = min(degree, nodes - 1) / (nodes - 1)
+        off = sends.mean(0)[~torch.eye(nodes, dtype=torch.bool)]
+        assert ((off - share).abs() < 6 * (share * (1 - share) / 64) ** 0.5).all()
+
+
+def test_a_captured_round_may_keep_what_it_was_given_under_another_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ALGORITHMS, "_entries", ALGORITHMS._entries.copy())
+
+    @ALGORITHMS.register("keeps_old")
+    class KeepsOld(Algorithm):
+        """x <- W (1.4 x - 0.4 x_old - eta g)."""
+
+        label = "keeps the old iterate"
+
+        def start(self, x: torch.Tensor, *, momentum: bool) -> State:
+            return {"old": x, "x": x}
+
+        def step(self, state: State, r: Round) -> State:
+            x, old = state["x"], state["old"]
+            return {"x": r.mix(r.combine((1.4, x), (-0.4, old)), r.gradient(x)), "old": x}
+
+    run = spec("keeps_old")
+    graphed = Fleet([run])
+    graphed.graphs = Graphs(graphed)
+    (plain,) = curves(run)
+    assert [o.curves for o in graphed.advance()] == [plain]
+    if native.available():
+        replayed = Fleet([run], compiled=True)
+        (curve,) = [o.curves for o in replayed.advance()]
+        assert replayed.tapes
+        assert curve["objective_gap"] == pytest.approx(plain["objective_gap"], rel=1e-3, abs=1e-6)
