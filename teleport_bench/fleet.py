@@ -605,8 +605,12 @@ class _Recorder:
         self, start: int, holders: list[NDArray[np.int64]], before: list[NDArray[np.int64]]
     ) -> None:
         """Add what is sent in a block of rounds."""
-        sent = self.fleet.algorithm.sent
-        counts = [sent(topology, holders[m], before[m], start) for m, topology in self.senders]
+        method = self.fleet.algorithm
+        carried = method.carried(momentum=self.fleet.spec.momentum > 0)
+        counts = [
+            method.sent(topology, holders[m], before[m], start, carried=carried)
+            for m, topology in self.senders
+        ]
         sums = np.cumsum(counts, axis=1).T
         self.sent = self.sent[-1] + np.concatenate([np.zeros_like(sums[:1]), sums])
         self.start = start

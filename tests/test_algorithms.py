@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -552,6 +553,11 @@ def test_what_is_sent_is_counted_by_hand() -> None:
     assert bytes_a_round(spec("gradient_tracking", **every)) == [2 * 16 * VECTOR] * 3
     assert bytes_a_round(spec("allreduce", **every)) == [2 * 7 * VECTOR] * 3
     assert bytes_a_round(spec("fedavg", **every)) == [3 * VECTOR, 6 * VECTOR, 6 * VECTOR]
+    for momentum in (0, 0.9):
+        token = spec("teleportation", active=1, momentum=momentum, **every)
+        holder = token.holders(0)[:3, 0].tolist()
+        moved = [0, *(a != b for a, b in itertools.pairwise(holder))]
+        assert bytes_a_round(token) == [m * VECTOR * (1 + (momentum > 0)) for m in moved]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "fedavg"])

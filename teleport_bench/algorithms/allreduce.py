@@ -31,7 +31,9 @@ class AllReduce(Algorithm):
         x = r.fetch(state["x"])
         return state | {"x": r.sgd_mix(x, r.gradient(x), state.get("momentum"))}
 
-    def sent(self, graphs: Topology, holders: Ints, before: Ints, start: int) -> Ints:
+    def sent(
+        self, graphs: Topology, holders: Ints, before: Ints, start: int, *, carried: int
+    ) -> Ints:
         return np.full(len(holders), 2 * (graphs.n_nodes - 1))
 
     def collective(self, n_nodes: int) -> Collective:

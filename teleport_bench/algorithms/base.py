@@ -109,15 +109,21 @@ class Algorithm(ABC):
     """The topology of all its runs, where it is not theirs to choose."""
 
     vectors: ClassVar[int] = 1
-    """Parameter vectors in a message: the tensors that it mixes in a round."""
+    """Parameter vectors in a message of its gossip: the tensors that it mixes in a round."""
 
     def graphs(self, choice: Choice, n_tokens: int, seed: int) -> Topology:
         """What it mixes with in a run on that topology, of that seed."""
         return topology(choice, n_tokens)
 
-    def sent(self, graphs: Topology, holders: Ints, before: Ints, start: int) -> Ints:
+    def carried(self, *, momentum: bool) -> int:
+        """Parameter vectors that a token takes along to another node: all its state."""
+        return len(self.start(torch.empty(0), momentum=momentum))
+
+    def sent(
+        self, graphs: Topology, holders: Ints, before: Ints, start: int, *, carried: int
+    ) -> Ints:
         """(rounds,): parameter vectors that are sent in each round; see `network.messages`."""
-        return self.vectors * messages(graphs, holders, before, start)
+        return messages(graphs, holders, before, start, vectors=self.vectors, carried=carried)
 
     def collective(self, n_nodes: int) -> Collective | None:
         """What it sends in place of gossip, for simulated time. UserError where it is not known."""

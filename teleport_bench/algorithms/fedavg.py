@@ -40,7 +40,9 @@ class FedAvg(Algorithm):
             x = r.sgd_step(x, r.gradient(x, e), None)
         return {"x": r.sgd_mix(x, r.gradient(x, last), None)}
 
-    def sent(self, graphs: Topology, holders: Ints, before: Ints, start: int) -> Ints:
+    def sent(
+        self, graphs: Topology, holders: Ints, before: Ints, start: int, *, carried: int
+    ) -> Ints:
         vectors = np.full(len(holders), 2 * graphs.n_nodes)
         if start == 0:
             vectors[0] = graphs.n_nodes
