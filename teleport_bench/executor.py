@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from teleport_bench import native, trace
+from teleport_bench import native, plugins, trace
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.fleet import Fleet, Tick, fleet_bytes, group, split
 from teleport_bench.progress import Meter
@@ -42,6 +42,9 @@ def pick_device(name: str) -> torch.device:
             )
     return torch.device(name)
 
+
+PACKED = 1000
+"""Tuning runs whose records are kept in one file instead of one each."""
 
 COMPILE = ("auto", "on", "off")
 
@@ -131,15 +134,16 @@ def run_group(
         "fleet": {"runs": len(specs), "rows": sum(spec.n_active for spec in specs)},
         "engine": fleet.engine if fleet else None,
         "environment": environment(device),
-        "code": code(),
     }
     records = []
     for i, spec in enumerate(specs):
         outcome = outcomes[i] if outcomes else None
+        settings = spec.model_dump(mode="json")
+        by = code() | ({"plugins": used} if (used := plugins.used(settings)) else {})
         common = {
             "id": spec.id,
-            "spec": spec.model_dump(mode="json"),
-            "made": Made(phases=outcome.phases if outcome else {}, **made),
+            "spec": settings,
+            "made": Made(phases=outcome.phases if outcome else {}, code=by, **made),
         }
         if outcome is None:
             records.append(Record(status="failed", error=error, **common))
@@ -209,11 +213,18 @@ def run_suite(
                 store.save(record)
                 records[record.id] = record
 
+    def pack(trials: Sequence[PlannedRun]) -> None:
+        done = {r.spec.id: r.spec for r in trials if records[r.spec.id].status != "failed"}
+        if len(done) >= PACKED:
+            store.pack(list(done.values()))
+
     alone = suite.exhaustive if exhaustive else None
-    tuning = pending([*suite.tuning, *(alone.tuning if alone else ())])
+    trials = [*suite.tuning, *(alone.tuning if alone else ())]
+    tuning = pending(trials)
     if tuning_only:
         meter.start(tuning)
         execute(tuning)
+        pack(trials)
         return records
     if tuning:  # then it is not known yet which of the reported runs are there
         ahead = [run.spec for run in suite.planned()]
@@ -221,5 +232,6 @@ def run_suite(
         ahead = pending(suite.reported(chosen(suite, records)))
     meter.start([*tuning, *ahead])
     execute(tuning)
+    pack(trials)
     execute(pending(suite.reported(chosen(suite, records))))
     return records
