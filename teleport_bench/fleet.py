@@ -25,6 +25,7 @@ from teleport_bench.curves import Curves, Outcome, Target
 from teleport_bench.graphs import Graphs
 from teleport_bench.metrics import AXES
 from teleport_bench.native.calls import PHASES
+from teleport_bench.network import sent
 from teleport_bench.problems import Member
 from teleport_bench.problems.base import worlds_of
 from teleport_bench.spec import RunSpec, canonical
@@ -627,8 +628,8 @@ class _Recorder:
         method = self.fleet.algorithm
         carried = method.carried(momentum=self.fleet.spec.momentum > 0)
         counts = [
-            method.sent(topology, holders[m], before[m], start, carried=carried)
-            for m, topology in self.senders
+            sent(method.communication, *where, start, vectors=method.vectors, carried=carried)
+            for where in ((topology, holders[m], before[m]) for m, topology in self.senders)
         ]
         sums = np.cumsum(counts, axis=1).T
         self.sent = self.sent[-1] + np.concatenate([np.zeros_like(sums[:1]), sums])

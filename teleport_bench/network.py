@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # settings of a suite name networks, and a run's settings com
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Communication = Literal["gossip", "all_reduce", "server"]
 MESSAGE_ITEM = 4
 """Bytes of a parameter in a message."""
 
@@ -59,6 +60,33 @@ def messages(
     return carried * teleport + vectors * gossip
 
 
+def sent(
+    communication: Communication,
+    topology: Topology,
+    holders: Ints,
+    before: Ints,
+    start: int,
+    *,
+    vectors: int,
+    carried: int,
+) -> Ints:
+    """(rounds,): parameter vectors sent in rounds start, start + 1, ..; arguments of `messages`.
+
+    "gossip": `messages`, between holders and along the entries of W.
+    "all_reduce": of n tokens, by a ring: n - 1 steps in which every node sends 1/n of its vector to
+    the next one and adds what it gets to its own, and n - 1 in which the sums go round. That is
+    2 (n-1)/n a node, the least that any all-reduce sends (Patarasuk and Yuan 2009).
+    "server": k down to the holders, but in round 0, whose start all know, and k up. The server is a
+    machine of its own.
+    """
+    k = topology.n_nodes
+    if communication == "all_reduce":
+        return np.full(len(holders), 2 * (k - 1))
+    if communication == "server":
+        return np.where(np.arange(start, start + len(holders)) > 0, 2 * k, k)
+    return messages(topology, holders, before, start, vectors=vectors, carried=carried)
+
+
 class Network(StrictModel):
     """A network in which some links are faster than others, and how its nodes wait for each other.
 
@@ -78,6 +106,10 @@ class Network(StrictModel):
     with y_a. After the last round the holders gossip in place,
     in both forms, so that costs after r rounds are those of a run that ends there.
 
+    All-reduce takes 2 (n-1) times 1/n of the slowest link of the ring 0, 1, .., n - 1; links to a
+    server cost tau, and it counts where the busiest node is asked for. All nodes wait for the
+    slowest in both, whatever the mode.
+
     Derived: the fused form never sends more, and is never slower while tau <= 2.
     Above, two preferred links in a row can be faster than the one that leads straight there.
     """
@@ -87,19 +119,6 @@ class Network(StrictModel):
     compute: NonNegativeFloat = 1.0
     mode: Literal["synchronous", "barrier_free"] = "synchronous"
     form: Literal["simple", "fused"] = "simple"
-
-
-class Collective(NamedTuple):
-    """Communication of all nodes that is the same in every round, in `steps` steps one after the
-    other; in each of them source[i] sends target[i] one of the `parts` of a parameter vector.
-
-    All nodes wait for the slowest link of each step, in both modes of a network.
-    """
-
-    source: Ints
-    target: Ints
-    steps: int
-    parts: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,21 +143,22 @@ def simulate(
     stay where they are, rounds that repeat the last period are not gone through one by one.
     at: default, the run's evaluations. n_params: P where it is known, as from a record; else the
     problem is asked, which may read its data. Raises UserError where the preferred graph does not
-    exist on n nodes or the algorithm's communication has no model, ValueError for a negative number
-    of rounds.
+    exist on n nodes, ValueError for a negative number of rounds.
     """
     rounds = np.array(spec.evaluations() if at is None else at, dtype=np.int64)
     if rounds.size and rounds.min() < 0:
         raise ValueError(f"costs are of 0 rounds or more, got {rounds.min()}")
     size = MESSAGE_ITEM * (spec.build_problem().n_params if n_params is None else n_params)
     method = spec.build_algorithm()
-    collective = method.collective(spec.nodes)
-    graphs = () if collective else spec.build_topology().mixings
+    graphs = spec.build_topology().mixings if method.communication == "gossip" else ()
     carried = method.carried(momentum=spec.momentum > 0)
     clock = _Clock(graphs, network, spec.nodes, method.vectors, carried, method.local_steps)
-    if collective:
-        return clock.collective(rounds, collective, size)
-    if method.activation == "all":
+    if method.communication == "all_reduce":
+        time, total = clock.all_reduced(rounds)
+        return Costs(rounds, time, total * size, -(-total * size // spec.nodes))
+    if method.communication == "server":
+        time, total, busiest = clock.served(rounds, _by_round(spec))
+    elif method.activation == "all":
         time, total, busiest = clock.fixed(rounds)
     else:
         time, total, busiest = clock.moving(rounds, _by_round(spec))
@@ -226,16 +246,23 @@ class _Clock:
         self.compute = local_steps * network.compute
         self.links = _links(json.dumps(network.preferred), n_nodes) if network.tau > 1 else None
 
-    def collective(self, at: Ints, what: Collective, size: int) -> Costs:
-        """Of rounds that all cost the same; size: bytes of a parameter vector."""
-        slowest = float(self._cost(what.source, what.target).max(initial=0))
-        time = at.astype(float) * (self.compute + what.steps * slowest / what.parts)
-        most = int(np.bincount(what.source).max(initial=0))
-        total, busiest = (
-            -(-at * what.steps * size * messages // what.parts)
-            for messages in (len(what.source), most)
-        )
-        return Costs(at, time, total, busiest)
+    def all_reduced(self, at: Ints) -> tuple[Floats, Ints]:
+        """Time and vectors sent after each number of rounds of ring all-reduce."""
+        every, n = np.arange(self.n_nodes), self.n_nodes
+        slowest = float(self._cost(every, (every + 1) % n).max())
+        time: Floats = at.astype(float) * (self.compute + 2 * (n - 1) / n * slowest)
+        return time, at * 2 * (n - 1)
+
+    def served(self, at: Ints, holders: Iterator[Ints]) -> tuple[Floats, Ints, Ints]:
+        """As `moving`, for holders that a server sends to and hears from."""
+        tally, busiest, k = _Tally(self.n_nodes), [0], 0
+        for holder in itertools.islice(holders, int(at.max(initial=0))):
+            k = len(holder)
+            tally.add(holder, np.ones_like(holder))
+            busiest.append(tally.busiest)
+        down = np.maximum(at - 1, 0)
+        time: Floats = at * self.compute + (at + down) * self.network.tau
+        return time, k * (at + down), np.maximum(k * down, np.array(busiest)[at])
 
     def fixed(self, at: Ints) -> tuple[Floats, Ints, Ints]:
         """Time, vectors sent, and those of the busiest node after each number of rounds; token a

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from teleport_bench.network import Collective, Ints, messages
+from teleport_bench.network import Communication
 from teleport_bench.registry import Choice
 from teleport_bench.topologies import Topology, topology
 
@@ -108,6 +108,9 @@ class Algorithm(ABC):
     graph: ClassVar[str | None] = None
     """The topology of all its runs, where it is not theirs to choose."""
 
+    communication: ClassVar[Communication] = "gossip"
+    """Between whom vectors are sent; see `network.sent`."""
+
     vectors: ClassVar[int] = 1
     """Parameter vectors in a message of its gossip: the tensors that it mixes in a round."""
 
@@ -118,16 +121,6 @@ class Algorithm(ABC):
     def carried(self, *, momentum: bool) -> int:
         """Parameter vectors that a token takes along to another node: all its state."""
         return len(self.start(torch.empty(0), momentum=momentum))
-
-    def sent(
-        self, graphs: Topology, holders: Ints, before: Ints, start: int, *, carried: int
-    ) -> Ints:
-        """(rounds,): parameter vectors that are sent in each round; see `network.messages`."""
-        return messages(graphs, holders, before, start, vectors=self.vectors, carried=carried)
-
-    def collective(self, n_nodes: int) -> Collective | None:
-        """What it sends in place of gossip, for simulated time. UserError where it is not known."""
-        return None
 
     def start(self, x: Tensor, *, momentum: bool) -> State:
         """The state before round 0. x: (rows, P), every token's initial parameters."""
