@@ -663,3 +663,11 @@ def test_a_captured_round_may_keep_what_it_was_given_under_another_name(
         (curve,) = [o.curves for o in replayed.advance()]
         assert replayed.tapes
         assert curve["objective_gap"] == pytest.approx(plain["objective_gap"], rel=1e-3, abs=1e-6)
+
+
+def test_one_local_step_leaves_the_name_of_a_run_of_teleportation_as_it_was() -> None:
+    plain = spec("teleportation")
+    assert plain.algorithm == {"name": "teleportation", "holders": "uniform"}
+    assert plain.id == one_step("teleportation").id != spec("teleportation", local_steps=2).id
+    again = RunSpec.model_validate(spec("teleportation", local_steps=2).model_dump(mode="json"))
+    assert again.build_algorithm().local_steps == 2
