@@ -25,7 +25,7 @@ from teleport_bench.registry import (
     error_at,
 )
 from teleport_bench.schedules import Factor
-from teleport_bench.topologies import Topology, topology
+from teleport_bench.topologies import Topology
 
 Count = Annotated[int, Field(gt=0, strict=True)]
 
@@ -68,7 +68,8 @@ class RunSpec(StrictModel):
 
     nodes: n. active: k, the nodes that are active in a round; only for algorithms that choose them.
     share: of a larger draw, for runs that share a network; see `Share`. stop: a target; see `Stop`.
-    topology: on the k active tokens. lr: step size eta. momentum: beta of heavy ball or Nesterov.
+    topology: on the k active tokens; an algorithm with a graph of its own has that one, whatever is
+    asked for. lr: step size eta. momentum: beta of heavy ball or Nesterov.
     rounds: T. eval_every: rounds between evaluations; round 0 and the last are always evaluated.
     storage: "slots" keeps a row a token, "nodes" a row a node with gather and scatter; same floats.
 
@@ -120,10 +121,18 @@ class RunSpec(StrictModel):
                     f"{self.share.among} and {self.nodes}",
                 )
             )
+        for key in ("momentum", "nesterov"):
+            if getattr(self, key) and not getattr(method, key):
+                raise error_at((key, f"{name} has no {key}: leave it out"))
+        if self.storage == "nodes" and not method.at_nodes:
+            message = f'{name} keeps more than a node\'s parameters: it has storage = "slots" alone'
+            raise error_at(("storage", message))
         if self.nesterov and not self.momentum:
             raise error_at(("nesterov", "nesterov = true needs momentum > 0, got momentum = 0"))
         # frozen for users, completed here
         object.__setattr__(self, "active", active)
+        if method.graph:
+            object.__setattr__(self, "topology", TOPOLOGIES.resolve(method.graph))
         object.__setattr__(
             self, "eval_every", self.eval_every or max(1, self.rounds // EVALUATIONS)
         )
@@ -188,7 +197,7 @@ class RunSpec(StrictModel):
         return build_algorithm(self.algorithm)
 
     def build_topology(self) -> Topology:
-        return topology(self.topology, self.n_active)
+        return self.build_algorithm().graphs(self.topology, self.n_active, self.seed)
 
     def build_schedule(self) -> Factor:
         factor: Factor = SCHEDULES.build(self.schedule, self.rounds)
