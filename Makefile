@@ -3,13 +3,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test lint report-check kernels rounds gpu clean
+.PHONY: help bench paper test lint report-check kernels rounds gpu clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 bench: $(VENV)/run.stamp ## run the demo suite on the CPU: a table, figures and a page under out/demo
 	$(BIN)/teleport-bench run demo --device cpu --out out
+
+paper: $(VENV)/run.stamp ## every table and figure of the paper at small scale, and what becomes of its claims
+	$(BIN)/teleport-bench run paper --scale small --device cpu --out out
 
 test: $(VENV)/test.stamp lint ## lint, types and the whole test suite
 	$(BIN)/pytest -n 2 -q
@@ -21,6 +24,7 @@ lint: $(VENV)/test.stamp ## style and types
 
 report-check: $(VENV)/run.stamp ## rebuild the committed tables and figures and compare byte for byte
 	$(BIN)/teleport-bench report demo --check
+	$(BIN)/teleport-bench report paper --scale small --check
 
 kernels: $(VENV)/test.stamp ## time the mixing kernels beside plain copies: results/kernels/MACHINE
 	$(BIN)/teleport-bench kernels

@@ -2,6 +2,9 @@
 
     python3 suites/gpu.py OUT
 
+Where TELEPORT_BENCH_DATA names a folder with the image data, the paper's suites on Fashion-MNIST
+and CIFAR-10 follow in full: hours. Stop them when you like; the same command goes on where it was.
+
 Nothing is installed: the packages of this Python are taken as they are, and the checkout is put on
 its path. Each step has its time and leaves its log and its results in OUT, whatever follows. Exit
 code 0: all steps passed; 1: one did not; 2: there is no CUDA device.
@@ -46,7 +49,18 @@ def steps(out: Path) -> list[Step]:
         bench("rounds", 100, "test_rounds.py"),
         Step("properties", 70, [*tests, "tests/kernels/test_ops.py"], {"TEST_DEVICE": "cuda"}),
         bench("rivals", 80, "test_kernels.py", "-k", "not teleport_kernels"),
+        *(paper(out, name) for name in ("fashion_mnist", "cifar10") if at_hand(name)),
     ]
+
+
+def paper(out: Path, name: str) -> Step:
+    command = ["-m", "teleport_bench", "run", f"paper/{name}", "--device=cuda", f"--out={out}"]
+    return Step(name, 12 * 3600, command)
+
+
+def at_hand(data: str) -> bool:
+    folder = os.environ.get("TELEPORT_BENCH_DATA")
+    return folder is not None and (Path(folder) / data).is_dir()
 
 
 def has_device() -> bool:

@@ -14,21 +14,46 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from teleport_bench.algorithms import Algorithm
+    from teleport_bench.data import Dataset
     from teleport_bench.errors import UserError
     from teleport_bench.executor import run, run_fleet
     from teleport_bench.network import Network, simulate
+    from teleport_bench.plugins import load_plugin
+    from teleport_bench.problems import FleetProblem, Problem
     from teleport_bench.record import Record
+    from teleport_bench.registry import (
+        ALGORITHMS,
+        DATA,
+        MODELS,
+        PARTITIONS,
+        PROBLEMS,
+        SCHEDULES,
+        TOPOLOGIES,
+    )
     from teleport_bench.spec import RunSpec
     from teleport_bench.suite import Suite
     from teleport_bench.topologies import Topology, topology
 
 _HOME = {
+    "ALGORITHMS": "registry",
+    "DATA": "registry",
+    "MODELS": "registry",
+    "PARTITIONS": "registry",
+    "PROBLEMS": "registry",
+    "SCHEDULES": "registry",
+    "TOPOLOGIES": "registry",
+    "Algorithm": "algorithms",
+    "Dataset": "data",
+    "FleetProblem": "problems",
     "Network": "network",
+    "Problem": "problems",
     "Record": "record",
     "RunSpec": "spec",
     "Suite": "suite",
     "Topology": "topologies",
     "UserError": "errors",
+    "load_plugin": "plugins",
     "run": "executor",
     "run_fleet": "executor",
     "simulate": "network",
@@ -36,12 +61,24 @@ _HOME = {
 }
 
 __all__ = [
+    "ALGORITHMS",
+    "DATA",
+    "MODELS",
+    "PARTITIONS",
+    "PROBLEMS",
+    "SCHEDULES",
+    "TOPOLOGIES",
+    "Algorithm",
+    "Dataset",
+    "FleetProblem",
     "Network",
+    "Problem",
     "Record",
     "RunSpec",
     "Suite",
     "Topology",
     "UserError",
+    "load_plugin",
     "run",
     "run_fleet",
     "simulate",

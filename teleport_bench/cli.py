@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from teleport_bench.errors import UserError
 
 if TYPE_CHECKING:
     from teleport_bench.report.tables import Table
-    from teleport_bench.suite import Suite
+    from teleport_bench.suite import Scale, Suite
 
 OK, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0: done; 1: some runs failed, or the report differs; 2: bad input; 130: Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
+        _load(getattr(options, "plugins", ()))
         code: int = options.command(options)
     except UserError as error:
         print(f"teleport-bench: {error}", file=sys.stderr)
@@ -77,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
             default="auto",
             choices=("auto", "on", "off"),
             help="rounds in C++ or CUDA graphs; auto: where that saves more than compiling takes",
+        )
+        command.add_argument(
+            "--data",
+            metavar="DIR",
+            help="where image data sets lie in the layout of the Hugging Face hub, as DIR/cifar10 "
+            "(default: what TELEPORT_BENCH_DATA says); the hub gives what is not there",
         )
         command.add_argument("--rerun", action="store_true", help="run everything, finished or not")
     run.add_argument(
@@ -148,6 +156,16 @@ def _parser() -> argparse.ArgumentParser:
             help=f"results lie in DIR/{where} (default: results)",
         )
 
+    for command in (listing, run, tune, report, theory):
+        command.add_argument(
+            "--plugin",
+            dest="plugins",
+            metavar="FILE",
+            action="append",
+            default=[],
+            help="execute a Python file that registers components of your own; repeatable",
+        )
+
     env = commands.add_parser("env", help="what a record says of this machine and this code")
     for command in (env, kernels, rounds):
         command.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
@@ -157,6 +175,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _listed(text: str) -> list[str]:
     return text.split(",")
+
+
+def _load(paths: Sequence[str]) -> None:
+    if paths:
+        from teleport_bench import plugins
+
+        for path in paths:
+            plugins.load_plugin(path)
 
 
 def _list(_: argparse.Namespace) -> int:
@@ -172,15 +198,7 @@ def _list(_: argparse.Namespace) -> int:
             if duration := at.get("duration"):
                 times = ", ".join(f"{time} on {place}" for place, time in duration.items())
                 print(f"  {'':<24}  {scale}: {times}")
-    for kind in (
-        registry.ALGORITHMS,
-        registry.TOPOLOGIES,
-        registry.PROBLEMS,
-        registry.MODELS,
-        registry.DATA,
-        registry.PARTITIONS,
-        registry.SCHEDULES,
-    ):
+    for kind in registry.KINDS:
         print(f"\n{kind.kind}")
         for entry in kind:
             print(f"  {entry.name:<24}{entry.summary}")
@@ -197,21 +215,37 @@ def _run(options: argparse.Namespace) -> int:
 
 def _each(options: argparse.Namespace, do: Callable[[Suite], int]) -> int:
     """Do it for the suite, or for each of a folder of them; a folder ends with all its claims."""
-    from teleport_bench.suite import Suite, of_group, scales
+    from teleport_bench.data.source import DATA_VARIABLE
+    from teleport_bench.suite import Suite, suite_name
+
+    if options.data:
+        os.environ[DATA_VARIABLE] = options.data
+    chosen = _scaled(options)
+    code = OK
+    for name, scale in chosen:
+        try:
+            code = max(code, do(Suite.load(name, options.overrides, scale)))
+        except UserError as error:
+            if len(chosen) == 1:
+                raise
+            # the others of the folder may do without what this one lacks
+            print(f"teleport-bench: {error}", file=sys.stderr)
+            code = BAD_INPUT
+    if len(chosen) > 1:
+        _print_claims([options.out / suite_name(*each) for each in chosen])
+    return code
+
+
+def _scaled(options: argparse.Namespace) -> list[tuple[str, Scale]]:
+    """The suites that are meant, each with its scale: one of a folder that has one scale alone is
+    the same at any."""
+    from teleport_bench.suite import of_group, scales
 
     names = of_group(options.suite)
-    code = OK
-    folders = []
-    for name in names:
-        # a suite of one scale is the same at any, as one of a folder
-        known = len(names) == 1 or options.scale in scales(name)
-        scale: Any = options.scale if known else "full"
-        suite = Suite.load(name, getattr(options, "overrides", ()), scale)
-        code = max(code, do(suite))
-        folders.append(options.out / suite.name)
-    if len(names) > 1:
-        _print_claims(folders)
-    return code
+    return [
+        (name, options.scale if len(names) == 1 or options.scale in scales(name) else "full")
+        for name in names
+    ]
 
 
 def _execute(
@@ -222,6 +256,7 @@ def _execute(
     exhaustive: bool = False,
 ) -> int:
     from teleport_bench.executor import pick_device, run_suite
+    from teleport_bench.plugins import outdated
     from teleport_bench.progress import Meter
     from teleport_bench.record import Store
 
@@ -245,6 +280,12 @@ def _execute(
         raise
     meter.close()
     print(f"{len(records)} runs, {meter.executed} of them now", file=sys.stderr)
+    for name, count in outdated(records.values()).items():
+        print(
+            f"teleport-bench: another version of {name} made {count} of the runs; --rerun makes "
+            "all of them again",
+            file=sys.stderr,
+        )
     return _finish(folder, suite.name, ("step-sizes", "search") if tuning_only else None)
 
 
@@ -304,18 +345,15 @@ def _finish(folder: Path, name: str, shown: Collection[str] | None = None) -> in
 
 
 def _report(options: argparse.Namespace) -> int:
-    from teleport_bench.suite import of_group, scales, suite_name
+    from teleport_bench.suite import suite_name
 
-    names = of_group(options.suite)
+    chosen = _scaled(options)
     code = OK
-    folders = []
-    for name in names:
-        known = len(names) == 1 or options.scale in scales(name)
-        scale: Any = options.scale if known else "full"
-        folders.append(options.out / suite_name(name, scale))
-        code = max(code, _check(folders[-1]) if options.check else _finish(folders[-1], name))
-    if len(names) > 1 and not options.check:
-        _print_claims(folders)
+    for name, scale in chosen:
+        folder = options.out / suite_name(name, scale)
+        code = max(code, _check(folder) if options.check else _finish(folder, name))
+    if len(chosen) > 1 and not options.check:
+        _print_claims([options.out / suite_name(*each) for each in chosen])
     return code
 
 
@@ -394,7 +432,6 @@ def _benchmark(options: argparse.Namespace) -> int:
 
 def _measure(source: str, path: Path, device: str, scale: str) -> int:
     """Run the benchmarks in a process of their own."""
-    import os
     import subprocess
     from importlib.util import find_spec
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from teleport_bench import native, trace
+from teleport_bench import native, plugins, trace
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.fleet import Fleet, Tick, fleet_bytes, group, split
 from teleport_bench.progress import Meter
@@ -131,15 +131,16 @@ def run_group(
         "fleet": {"runs": len(specs), "rows": sum(spec.n_active for spec in specs)},
         "engine": fleet.engine if fleet else None,
         "environment": environment(device),
-        "code": code(),
     }
     records = []
     for i, spec in enumerate(specs):
         outcome = outcomes[i] if outcomes else None
+        settings = spec.model_dump(mode="json")
+        by = code() | ({"plugins": used} if (used := plugins.used(settings)) else {})
         common = {
             "id": spec.id,
-            "spec": spec.model_dump(mode="json"),
-            "made": Made(phases=outcome.phases if outcome else {}, **made),
+            "spec": settings,
+            "made": Made(phases=outcome.phases if outcome else {}, code=by, **made),
         }
         if outcome is None:
             records.append(Record(status="failed", error=error, **common))

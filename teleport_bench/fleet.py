@@ -34,6 +34,9 @@ FLEET_BYTES = 4 * 2**20
 """Parameters advanced together, so that a fleet's tensors stay in cache: measured on two cores with
 32 MiB of cache, 4 MiB is three times as fast as 64 MiB. A single run may be larger."""
 
+MOST_PHASES = 64
+"""Rounds after which the graphs of a fleet come round: each of them has a matrix for all runs."""
+
 TAPES = 64
 """Tapes that a fleet keeps, one for each place in the topologies' periods where a block begins."""
 
@@ -58,25 +61,40 @@ def group(specs: Sequence[RunSpec], most: int | None = None) -> list[list[RunSpe
     """Runs that can advance in lockstep, together; at most so many bytes of parameters in a group
     (FLEET_BYTES), unless a single run has more.
 
-    They share algorithm, problem, optimiser constants, the rounds that are evaluated and the
-    topology's period (with many periods, hardly a round's matrices would come twice); nodes, active
-    nodes, their draw, the topology itself, step size, schedule and seed may differ.
+    They share algorithm, problem, optimiser constants and the rounds that are evaluated; nodes,
+    active nodes, their draw, topology, step size, schedule and seed may differ. The graphs of a
+    group come round together after at most MOST_PHASES rounds.
     """
     most = FLEET_BYTES if most is None else most
-    groups: dict[str, list[list[RunSpec]]] = {}
-    sizes: dict[str, int] = {}
+    groups: dict[str, list[_Part]] = {}
     for spec in specs:
         own = {"nodes", "active", "share", "topology", "lr", "schedule", "seed"}
-        shared = spec.model_dump(mode="json", exclude=own)
-        key = canonical([shared, spec.build_topology().period])
-        parts = groups.setdefault(key, [[]])
+        key = canonical(spec.model_dump(mode="json", exclude=own))
         size = spec.n_active * spec.build_problem().n_params * 4
-        sizes[key] = sizes.get(key, 0) + size
-        if parts[-1] and sizes[key] > most:
-            parts.append([])
-            sizes[key] = size
-        parts[-1].append(spec)
-    return [part for parts in groups.values() for part in parts]
+        period = spec.build_topology().period
+        parts = groups.setdefault(key, [])
+        part = next((p for p in parts if p.takes(size, period, most)), None)
+        if part is None:
+            parts.append(part := _Part())
+        part.add(spec, size, period)
+    return [part.specs for parts in groups.values() for part in parts]
+
+
+class _Part:
+    """A group while it is filled."""
+
+    def __init__(self) -> None:
+        self.specs: list[RunSpec] = []
+        self.size, self.period = 0, 1
+
+    def takes(self, size: int, period: int, most: int) -> bool:
+        together = math.lcm(self.period, period)
+        return self.size + size <= most and together <= max(MOST_PHASES, self.period, period)
+
+    def add(self, spec: RunSpec, size: int, period: int) -> None:
+        self.specs.append(spec)
+        self.size += size
+        self.period = math.lcm(self.period, period)
 
 
 def split(parts: Sequence[Sequence[RunSpec]], most: int) -> str:
@@ -591,6 +609,7 @@ class _Recorder:
         """(runs,): those that have reached it at this look, whose last point is to come."""
         self.rows = torch.bincount(fleet.run, minlength=len(specs))
         self.active = np.array([spec.n_active for spec in specs])
+        self.starts = torch.from_numpy(np.cumsum([0, *self.active]))
         self.nodes = np.array([spec.nodes for spec in specs])
         # runs with the same choices and topology send the same messages
         keys = list(zip(fleet.member_of_run, fleet.topologies, strict=True))
@@ -639,7 +658,10 @@ class _Recorder:
     def _metrics(self, x: Tensor) -> dict[str, NDArray[np.float64]]:
         """(runs,) values by metric."""
         fleet = self.fleet
-        mean, distance = tk.consensus(x, fleet.run)
+        if fleet.compiled:  # between rounds on the pool's threads
+            mean, distance = cpu.consensus(x, self.starts, pool=True)
+        else:
+            mean, distance = tk.consensus(x, fleet.run)
         found = fleet.problem.evaluate(x, mean, fleet.run, fleet.world)
         found["consensus"] = distance / self.rows
         return {name: value.double().cpu().numpy() for name, value in found.items()}

@@ -31,11 +31,6 @@ METRICS[ROUND_TIME] = Metric("microseconds a round", "lower", "{:.1f}", log=True
 """Of a record, not of a curve: time in data, gradient and mix over the rounds, the run's share of
 its fleet by rows. It is a measurement, and differs from machine to machine."""
 
-ROUNDS_TO_TARGET = "rounds_to_target"
-METRICS[ROUNDS_TO_TARGET] = Metric("rounds to the target", "lower", "{:.0f}", log=True)
-"""Of a record, not of a curve, for runs with a target (`stop`). A run that did not reach it within
-its rounds is censored: it took more than those."""
-
 AXES = {
     "rounds": "rounds",
     "epochs": "epochs (gradients over the data)",
@@ -43,3 +38,71 @@ AXES = {
     "bytes_total": "bytes sent, all nodes",
     "bytes_per_node": "bytes sent a node, mean over nodes",
 }
+
+COSTS = {
+    "time": Metric("simulated time", "lower", "{:.4g}", log=True),
+    "bytes_busiest": Metric("bytes of the busiest node", "lower", "{:.4g}", log=True),
+}
+"""What a run costs on the network of the suite (`network.simulate`): computed for a report, and in
+no record. Both serve as an axis and as a final value."""
+METRICS |= COSTS
+
+COST_AXES = {  # a message over a preferred link is the unit of time
+    "time": "simulated time, in fast messages",
+    "bytes_busiest": "bytes sent by the busiest node",
+}
+
+ROUNDS_TO_TARGET = "rounds_to_target"
+TO_TARGET = {
+    ROUNDS_TO_TARGET: "rounds",
+    "gradients_to_target": "gradients",
+    "bytes_to_target": "bytes_per_node",
+    "time_to_target": "time",
+}
+"""What a run has cost on an axis when it reached its target (`stop`). A run that did not reach it
+within its rounds is censored: it took more than those."""
+METRICS |= {
+    ROUNDS_TO_TARGET: Metric("rounds to the target", "lower", "{:.0f}", log=True),
+    "gradients_to_target": Metric("gradients to the target", "lower", "{:.4g}", log=True),
+    "bytes_to_target": Metric("bytes a node to the target", "lower", "{:.3g}", log=True),
+    "time_to_target": Metric("simulated time to the target", "lower", "{:.4g}", log=True),
+}
+
+NOT_EVALUATED = (ROUND_TIME, *TO_TARGET)
+"""Metrics of a record that have no curve."""
+
+
+class Setting(NamedTuple):
+    """What a setting is called on an axis, and in the heading of a column."""
+
+    label: str
+    short: str
+
+
+SETTINGS = {
+    "nodes": Setting("nodes n", "n"),
+    "active": Setting("active nodes k", "k"),
+    "lr": Setting("step size", "step size"),
+    "seed": Setting("seed", "seed"),
+    "rounds": Setting("rounds T", "T"),
+    "momentum": Setting("momentum β", "β"),
+    "algorithm": Setting("algorithm", "algorithm"),
+    "topology": Setting("graph", "graph"),
+    "topology.degree": Setting("degree of the graph", "degree"),
+    "stop.value": Setting("target", "target"),
+    "problem.zeta2": Setting("heterogeneity ζ²", "ζ²"),
+    "problem.sigma2": Setting("gradient noise σ²", "σ²"),
+    "problem.dim": Setting("dimension d", "d"),
+    "problem.data": Setting("data", "data"),
+    "problem.model": Setting("model", "model"),
+    "problem.batch_size": Setting("batch size", "batch"),
+    "problem.partition": Setting("partition", "partition"),
+    "problem.partition.alpha": Setting("Dirichlet α", "α"),
+}
+
+
+def setting(key: str) -> Setting:
+    """How the setting with that dotted key is called; an unknown one by the last part of it."""
+    key = key.removesuffix(".name")
+    last = key.rpartition(".")[2].replace("_", " ")
+    return SETTINGS.get(key, Setting(last, last))

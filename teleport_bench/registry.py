@@ -81,7 +81,8 @@ class Entry(Generic[C]):
 
 
 class Registry(Generic[C]):
-    """The components of one kind; the modules of its package are imported on first use."""
+    """The components of one kind; the modules of its package, and the plugins of installed ones,
+    are imported on first use."""
 
     def __init__(self, kind: str, package: str) -> None:
         self.kind = kind
@@ -93,7 +94,13 @@ class Registry(Generic[C]):
 
         def decorate(component: C) -> C:
             if name in self._entries:
-                raise ValueError(f"{self.kind} '{name}' is registered twice")
+                first = self._entries[name].component.__module__
+                raise UserError(
+                    f"{self.kind} '{name}' is registered twice: {first} has that name already; "
+                    "take another"
+                )
+            if missing := getattr(component, "__abstractmethods__", ()):
+                raise UserError(f"{self.kind} '{name}' lacks {', '.join(sorted(missing))}")
             self._entries[name] = Entry(name, component, _options_of(component))
             return component
 
@@ -110,7 +117,10 @@ class Registry(Generic[C]):
     def __getitem__(self, name: str) -> Entry[C]:
         self._discover()
         if name not in self._entries:
-            raise UserError(f"unknown {self.kind} '{name}'{nearest(name, self._entries)}")
+            raise UserError(
+                f"unknown {self.kind} '{name}'{nearest(name, self._entries)}; what is in a file of "
+                "your own needs --plugin FILE"
+            )
         return self._entries[name]
 
     def resolve(self, choice: str | Choice) -> Choice:
@@ -132,7 +142,22 @@ class Registry(Generic[C]):
         """The type of a pydantic field that holds a choice from this registry."""
         return Annotated[Choice, BeforeValidator(self.resolve)]
 
+    def entries(self) -> dict[str, Entry[C]]:
+        """What is registered so far, by name."""
+        return dict(self._entries)
+
+    def restore(self, entries: dict[str, Entry[C]]) -> None:
+        """Drop what is not among these entries, which `entries` gave."""
+        self._entries = dict(entries)
+
     def _discover(self) -> None:
+        from teleport_bench import plugins
+
+        self.import_own()
+        plugins.load_installed()
+
+    def import_own(self) -> None:
+        """Import the modules of this package that register components of this kind."""
         if self._package:
             package, self._package = importlib.import_module(self._package), None
             for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
@@ -143,10 +168,15 @@ def _options_of(component: Callable[..., Any]) -> type[StrictModel]:
     signature = inspect.signature(component)
     function = component.__init__ if inspect.isclass(component) else component
     hints = get_type_hints(function, include_extras=True)
+    options = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for p in options:
+        if p.name not in hints:
+            raise UserError(
+                f"option '{p.name}' of {component.__name__} has no type, by which its values are "
+                f"checked: write one, as in `{p.name}: float`"
+            )
     fields: dict[str, Any] = {
-        p.name: (hints[p.name], ... if p.default is p.empty else p.default)
-        for p in signature.parameters.values()
-        if p.kind is p.KEYWORD_ONLY
+        p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in options
     }
     return create_model(f"{component.__name__}Options", __base__=StrictModel, **fields)
 
@@ -158,3 +188,5 @@ MODELS: Registry[Any] = Registry("model", "teleport_bench.models")
 DATA: Registry[Any] = Registry("data set", "teleport_bench.data")
 PARTITIONS: Registry[Any] = Registry("partition", "teleport_bench.data")
 SCHEDULES: Registry[Any] = Registry("schedule", "teleport_bench.schedules")
+
+KINDS = (ALGORITHMS, TOPOLOGIES, PROBLEMS, MODELS, DATA, PARTITIONS, SCHEDULES)

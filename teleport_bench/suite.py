@@ -14,34 +14,29 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, ValidationError
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    ValidationError,
+    model_validator,
+)
 
+from teleport_bench import plugins
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.locator import Loc, Locator
-from teleport_bench.metrics import AXES, METRICS, ROUND_TIME, ROUNDS_TO_TARGET
-from teleport_bench.registry import StrictModel
+from teleport_bench.metrics import ROUND_TIME, ROUNDS_TO_TARGET, TO_TARGET
+from teleport_bench.registry import StrictModel, error_at
+from teleport_bench.shown import Check, ClaimSpec, FigureSpec, MetricName, ProfileSpec, TableSpec
 from teleport_bench.spec import RunSpec, build_algorithm, canonical
+from teleport_bench.theory import TheorySpec
 
 Search = Literal["search", "best"]
 """How [tune] chooses k, as a method's `active`. search: all powers of two but the largest share a
 network for T rounds, then the largest has it for T more. best: each has a network of its own."""
 
 Scale = Literal["full", "small"]
-
-SpecKey = Literal["nodes", "active", "lr", "seed"]
-FigureX = Literal[(*AXES, *get_args(SpecKey))]  # type: ignore[valid-type]
-
-
-def _known_metric(name: str) -> str:
-    if name not in METRICS:
-        raise UserError(f"unknown metric '{name}'{nearest(name, METRICS)}")
-    return name
-
-
-def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
-    if limits[0] >= limits[1]:
-        raise UserError(f"expected the lower limit before the upper, got {list(limits)}")
-    return limits
 
 
 def _distinct(values: list[float]) -> list[float]:
@@ -50,7 +45,6 @@ def _distinct(values: list[float]) -> list[float]:
     return values
 
 
-MetricName = Annotated[str, AfterValidator(_known_metric)]
 Values = Annotated[list[Any], Field(min_length=1)]
 
 MAX_RUNS = 100_000
@@ -82,27 +76,13 @@ class Tune(StrictModel):
     metric: MetricName
 
 
-class TableSpec(StrictModel):
-    """A table. With `pivot`, one row a method and one column a value of that setting."""
+class MeasuredTheory(TheorySpec):
+    """What the theory says, in the report of a suite.
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    caption: str = ""
-    values: list[MetricName] = Field(min_length=1)
-    pivot: SpecKey | None = None
-
-
-class FigureSpec(StrictModel):
-    """A figure of metric y: a curve where x is an axis, final values where x is a setting.
-
-    columns: one panel a value of that setting. ylim: the range of y that is shown.
+    measured: the metric by which the best k of the suite's runs is shown beside the derived one.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    caption: str = ""
-    y: MetricName
-    x: FigureX = "rounds"  # type: ignore[valid-type]
-    columns: SpecKey | None = None
-    ylim: Annotated[tuple[float, float], AfterValidator(_ascending)] | None = None
+    measured: MetricName | None = None
 
 
 class SuiteSpec(StrictModel):
@@ -111,23 +91,42 @@ class SuiteSpec(StrictModel):
     run: settings of all runs (keys of RunSpec). grid: lists of values; every combination is run.
     method: the methods compared, each with settings and a grid of its own, which win over [run] and
     [grid]. set: settings that win over all of these, as `--set` gives them. tune: how step sizes
-    are chosen. table, figure: what the report shows. alone: no run shares its fleet with another,
-    so that its times are its own. small: what `--scale small` sets instead, in the same tables.
-    scale_note: set by it, the label of all that it gives.
+    are chosen. equal: what the runs have in common: the rounds that are given, or the epochs that
+    D-SGD makes in them, for which k of n active nodes take n/k times as many rounds (and rounds
+    between evaluations, and of warm-up). alone: no run shares its fleet with another, so that its
+    times are its own.
+
+    table, figure, claim, profile: what the report shows. theory: rates and best k by the derived
+    bounds, for a suite with or without runs. network: what simulated time and the bytes of the
+    busiest node are computed by. duration: how long it takes, by machine, as text. small: what
+    `--scale small` sets instead, in the same tables. scale_note: set by it, the label of all that
+    it gives.
     """
 
     title: str
     about: str = ""
     run: dict[str, Any] = {}
     grid: dict[str, Values] = {}
-    method: list[dict[str, Any]] = Field(min_length=1)
+    method: list[dict[str, Any]] = []
     set: dict[str, Any] = {}
     small: dict[str, Any] = {}
     scale_note: str | None = None
     tune: Tune | None = None
     alone: bool = False
+    equal: Literal["rounds", "epochs"] = "rounds"
+    duration: dict[str, str] = {}
+    network: dict[str, Any] = {}
     table: list[TableSpec] = []
     figure: list[FigureSpec] = []
+    claim: list[ClaimSpec] = []
+    profile: list[ProfileSpec] = []
+    theory: MeasuredTheory | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> SuiteSpec:
+        if not self.method and not self.theory:
+            raise error_at(("method", "is missing: a suite compares at least one [[method]]"))
+        return self
 
 
 @dataclass(frozen=True)
@@ -209,14 +208,14 @@ class Suite:
                 if method_of.setdefault(label, i) != i:
                     message = f"two methods have the label {label!r}: give each a label of its own"
                     raise UserError(where.at(("method", i, "label"), message))
-        seen: set[str] = set()
+        seen: set[tuple[str, Search | None]] = set()
         for run in self._reported:
-            if run.spec.id in seen:
+            if (run.spec.id, run.search) in seen:
                 raise UserError(
                     f"{where.name}: two methods or grid points are the same run ({run.label}, "
                     f"nodes {run.spec.nodes}, seed {run.spec.seed}): remove one"
                 )
-            seen.add(run.spec.id)
+            seen.add((run.spec.id, run.search))
         self._check_report(where)
 
     def _expand_method(self, i: int, raw: dict[str, Any], where: Locator) -> list[str]:
@@ -228,6 +227,9 @@ class Suite:
             options["search"] = own.pop("active")
             if not tune:
                 message = f'active = "{options["search"]}" needs [tune], which chooses it'
+                raise UserError(where.at(("method", i, "active"), message))
+            if self.spec.equal == "epochs":
+                message = "a search for k compares equal rounds: give a k, or leave equal out"
                 raise UserError(where.at(("method", i, "active"), message))
         try:
             method = Method.model_validate(options | {"run": own})
@@ -252,6 +254,8 @@ class Suite:
             try:
                 for key, value in (cell | self.spec.set | trial).items():
                     _put(merged, key.split("."), value)
+                if self.spec.equal == "epochs":
+                    _to_equal_epochs(merged)
                 return RunSpec.model_validate(merged)
             except ValidationError as error:
                 raise UserError(where.explain(error, places)) from None
@@ -301,22 +305,20 @@ class Suite:
         if tune:
             self._check_metrics([tune.metric], where, ("tune", "metric"))
             self._check_evaluated(tune.metric, "no step size is chosen by it", where, "tune")
-        for i, table in enumerate(self.spec.table):
-            self._check_metrics(table.values, where, ("table", i, "values"))
-            self._check_name("table", i, [t.name for t in self.spec.table[:i]], where)
-            if table.pivot:
-                self._check_average(f"table '{table.name}'", [table.pivot], where, ("table", i))
-        for i, figure in enumerate(self.spec.figure):
-            self._check_metrics([figure.y], where, ("figure", i, "y"))
-            if figure.x in AXES:
-                why = f"there is no curve of it: take x = {', '.join(get_args(SpecKey))}"
-                self._check_evaluated(figure.y, why, where, "figure", i, "y")
-            self._check_name("figure", i, [f.name for f in self.spec.figure[:i]], where)
-            keys = [figure.columns, figure.x if figure.x in get_args(SpecKey) else None]
-            by = [key for key in keys if key]
-            self._check_average(f"figure '{figure.name}'", by, where, ("figure", i))
+        chosen = {"lr"} if tune else set()
+        if any(run.search for run in self._reported):
+            chosen |= {"active", "share"}
+        runs = [(run.label, run.spec) for run in self._reported]
+        check = Check(runs, chosen, self.spec.network, where)
+        check.tables(self.spec.table)
+        check.figures(self.spec.figure)
+        check.claims(self.spec.claim)
+        check.profiles(self.spec.profile)
 
     def _check_evaluated(self, name: str, why: str, where: Locator, *place: str | int) -> None:
+        if name in TO_TARGET and name != ROUNDS_TO_TARGET:
+            message = f"'{name}' is computed for a report; take {ROUNDS_TO_TARGET}: {why}"
+            raise UserError(where.at(place, message))
         if name == ROUND_TIME:
             message = f"'{name}' is measured and not evaluated along a run; {why}"
             raise UserError(where.at(place, message))
@@ -333,27 +335,6 @@ class Suite:
                 message = (
                     f"problem {run.spec.problem['name']} does not report '{missing[0]}': "
                     f"it reports {', '.join(known)}"
-                )
-                raise UserError(where.at(place, message))
-
-    def _check_name(self, kind: str, i: int, before: Sequence[str], where: Locator) -> None:
-        name = getattr(self.spec, kind)[i].name
-        if name in before:
-            message = f"two {kind}s have the name '{name}': give each a name of its own"
-            raise UserError(where.at((kind, i, "name"), message))
-
-    def _check_average(self, what: str, by: Sequence[str], where: Locator, place: Loc) -> None:
-        settings: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for run in self._reported:
-            spec = run.spec.model_dump(mode="json", exclude={"seed"})
-            shown = (run.label, *(getattr(run.spec, key) for key in by))
-            first = settings.setdefault(shown, spec)
-            differ = [key for key in spec if spec[key] != first[key]]
-            if differ:
-                message = (
-                    f"{what} would average over {', '.join(differ)} for {run.label}: separate them "
-                    "by pivot, columns or x, or by a label such as "
-                    f"'{run.label}, {{{differ[0]}}}'"
                 )
                 raise UserError(where.at(place, message))
 
@@ -379,7 +360,7 @@ class Suite:
             return None
         searching = [raw for raw in self.spec.method if raw.get("active") == "search"]
         source = self.source | {"method": [raw | {"active": "best"} for raw in searching]}
-        return Suite.from_source(self.name, {**source, "table": [], "figure": []})
+        return Suite.from_source(self.name, {**source, "table": [], "figure": [], "claim": []})
 
     def planned(self) -> list[PlannedRun]:
         """The reported runs before `lr`, and `active` where it is searched for, are chosen."""
@@ -398,7 +379,8 @@ def default_label(spec: RunSpec, search: Search | None = None) -> str:
     """The algorithm's own label, with k where the algorithm chooses its active nodes."""
     algorithm = build_algorithm(spec.algorithm)
     k = {"search": "k searched", "best": "best k", None: f"k={spec.n_active}"}[search]
-    return algorithm.label + (f", {k}" if algorithm.partial else "")
+    label: str = getattr(algorithm, "label", spec.algorithm["name"])  # a user's may have none
+    return label + (f", {k}" if algorithm.partial else "")
 
 
 def candidates(n_nodes: int, search: Search | None) -> list[dict[str, Any]]:
@@ -542,6 +524,22 @@ def _put(table: dict[str, Any], path: Sequence[str], value: Any) -> None:
     table[path[-1]] = copy.deepcopy(value)
 
 
+def _to_equal_epochs(run: dict[str, Any]) -> None:
+    """Give a run with k of n active nodes n/k times its rounds."""
+    n, k = run.get("nodes"), run.get("active")
+    if not isinstance(n, int) or not isinstance(k, int) or k < 1:
+        return  # all are active, or validation says what is wrong
+    schedule = run.get("schedule")
+    for table, key in ((run, "rounds"), (run, "eval_every"), (schedule, "warmup")):
+        if isinstance(table, dict) and isinstance(table.get(key), int):
+            if table[key] * n % k:
+                raise UserError(
+                    f'equal = "epochs" makes {key} = {table[key]} x nodes / active, and '
+                    f"{table[key]} x {n} / {k} is no whole number: take another {key} or active"
+                )
+            table[key] = table[key] * n // k
+
+
 def _product(grid: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
     return (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
 
@@ -582,8 +580,11 @@ def _override(source: dict[str, Any], override: str) -> Loc:
 
 
 def to_json(suite: Suite) -> str:
-    """What `report` needs of a suite, beside its records."""
-    return json.dumps({"name": suite.name, "suite": suite.source}, indent=2, sort_keys=True) + "\n"
+    """What `report` needs of a suite, beside its records; the plugins that it needs too, if any."""
+    content = {"name": suite.name, "suite": suite.source}
+    if used := plugins.used(suite.source):
+        content["plugins"] = used
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def from_json(text: str, path: str = "suite.json") -> Suite:
@@ -593,6 +594,10 @@ def from_json(text: str, path: str = "suite.json") -> Suite:
         content = json.loads(text)
         return Suite.from_source(content["name"], content["suite"], Locator(path, ""))
     except UserError as error:
+        needed = content.get("plugins", {})
+        if isinstance(needed, dict) and (missing := needed.keys() - plugins.LOADED.keys()):
+            names = ", ".join(sorted(missing))
+            remedy = f"it was run with {names}: give files with --plugin here too, install packages"
         raise UserError(f"{error}\n{remedy}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(

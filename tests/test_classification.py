@@ -416,6 +416,20 @@ def test_the_accuracy_of_rows_is_averaged_within_each_run():
     assert found["test_accuracy"].tolist() == pytest.approx(share[:2], rel=1e-15)
 
 
+def test_rows_that_are_their_mean_are_scored_once(monkeypatch):
+    fleet = problem_of().fleet([Member(0, 5, 3), Member(1, 5, 2)], CPU)
+    x, run = rows_near_the_start(fleet, 5), torch.tensor([0, 0, 0, 1, 1])
+    x[1:3] = x[0]
+    mean = torch.stack([x[0], x[3:].mean(0)])
+    scored, score = [], fleet._score
+    monkeypatch.setattr(fleet, "_score", lambda x, n: scored.append((n, len(x))) or score(x, n))
+    found = fleet.evaluate(x, mean, run, torch.tensor([0, 1]))
+    assert [n for name, n in scored if name == "test"] == [2, 2]  # the means, and the second run's
+    assert found["test_accuracy_rows"][0] == found["test_accuracy"][0]
+    own = score(x[3:], "test")[1]
+    assert found["test_accuracy_rows"][1].item() == pytest.approx(own.mean().item(), rel=1e-15)
+
+
 # What a record and a user are told
 
 
@@ -458,6 +472,7 @@ def test_more_nodes_than_training_samples_is_an_error_that_names_both_numbers():
     [
         {"batch_size": 0},
         {"batches": "shuffled"},
+        {"augment": "flip"},
         {"batch": 3},
         {"partition": {"name": "iid", "a": 1}},
     ],

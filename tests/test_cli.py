@@ -223,7 +223,7 @@ BAD = {
         ADD,
         FIGURE + 'x = "round"',
         '"round"',
-        ["figure.0.x: ", "'round'", "'rounds'", "'nodes'"],
+        ["figure.0.x: ", "'round'", "did you mean 'rounds'?", "nodes"],
     ),
     "name of a table that is a path": (
         "tiny",

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import importlib.resources
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teleport_bench.data import Dataset, load
-from teleport_bench.data.dataset import Split, split_by_class
+from teleport_bench.data.dataset import Split, split_by_class, stratified
 
 SHA256 = {
     "digits": "ff0aa4f9348e65fdb6981ae3818e76b9cd28f4a5887f68304fc55e3fa64e7516",
@@ -190,3 +191,43 @@ def test_another_seed_splits_otherwise():
     ids = np.arange(250, dtype=np.uint8).reshape(-1, 1, 1, 1)
     first, second = (split_by_class(ids, labels, 0.2, 0.2, seed)[2].images for seed in (0, 1))
     assert first.tolist() != second.tolist()
+
+
+@settings(deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 6), min_size=1, max_size=120).map(np.array),
+    seed=st.integers(0, 2**32),
+    data=st.data(),
+)
+def test_a_stratified_sample_has_its_size_and_every_class_in_its_share(labels, seed, data):
+    size = data.draw(st.integers(0, len(labels)))
+    ids = stratified(labels, size, np.random.default_rng(seed))
+    assert len(ids) == size
+    assert (np.diff(ids) > 0).all()
+    assert set(ids.tolist()) <= set(range(len(labels)))
+    exact = np.bincount(labels, minlength=7) * size / len(labels)
+    assert (np.abs(np.bincount(labels[ids], minlength=7) - exact) < 1).all()
+    assert ids.tolist() == stratified(labels, size, np.random.default_rng(seed)).tolist()
+
+
+@settings(deadline=None, max_examples=20)
+@given(n=st.integers(1, 2500), channels=st.sampled_from([1, 3]), seed=st.integers(0, 2**32))
+def test_mean_and_std_are_those_of_all_images_however_many(n, channels, seed):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, rng.integers(2, 256), (n, channels, 2, 3), dtype=np.uint8)
+    split = Split(images, np.zeros(n, np.int64))
+    mean, std = Dataset("any", split, split, split, n_classes=1).mean_std
+    x = images / 255
+    np.testing.assert_allclose(mean, x.mean((0, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(std, x.std((0, 2, 3)), rtol=1e-6)
+
+
+def test_mean_and_std_need_no_copy_of_the_images_as_floats():
+    images = np.broadcast_to(np.arange(256, dtype=np.uint8), (60_000, 3, 4, 256))
+    split = Split(images, np.zeros(60_000, np.int64))
+    tracemalloc.start()
+    mean, _ = Dataset("many", split, split, split, n_classes=1).mean_std
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert mean == pytest.approx(0.5)
+    assert peak < images.size / 4  # bytes: float64 would be eight times images.size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -330,18 +331,24 @@ def test_groups_share_what_they_must_and_stay_within_their_size(
     assert [len(part) for part in group(runs)] == [1] * 6
 
 
-def test_groups_share_the_period_of_their_topologies() -> None:
-    graphs = ["ring", "one_peer_exponential"]
-    runs = [spec(nodes=n, topology=g, seed=s) for s in (0, 1) for n in (5, 6, 9) for g in graphs]
+def test_the_graphs_of_a_group_come_round_together_soon() -> None:
+    base = {"name": "base", "degree": 1}
+    sizes = [5, 8, 16, 20, 24, 32, 64, 128]  # periods 4, 3, 4, 7, 6, 5, 6, 7
+    runs = [
+        spec(nodes=n, topology=g, seed=s) for s in (0, 1) for n in sizes for g in (base, "ring")
+    ]
     parts = group(runs)
-    periods = [{run.build_topology().period for run in part} for part in parts]
-    assert periods == [{1}, {3}, {4}]
-    assert [len(part) for part in parts] == [6, 4, 2]
-    for part, (period,) in zip(parts, periods, strict=True):
+    assert sorted(r.id for part in parts for r in part) == sorted(r.id for r in runs)
+    for part in parts:
         together = Fleet(part)
-        for t in range(3 * period):
+        assert together.period == math.lcm(*(r.build_topology().period for r in part))
+        assert together.period <= fleet.MOST_PHASES
+        for t in range(2 * together.period):
             together.mixing(t)
-        assert len(together.mixings) == together.period == period
+        assert len(together.mixings) <= together.period
+    assert len(parts) < 4
+    long = {"name": "equi_dyn", "period": 100}
+    assert len(group([spec(topology=long), spec(topology=long, seed=1)])) == 1
 
 
 def test_dsgd_on_a_ring_needs_more_rounds_as_n_grows_and_teleportation_does_not() -> None:

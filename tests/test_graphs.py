@@ -39,6 +39,7 @@ cases = pytest.mark.parametrize(
         ("ring", {}, "quadratic"),
         ("one_peer_exponential", {"momentum": 0.9}, "quadratic"),
         ("ring", {"momentum": 0.9, "nesterov": True}, DIGITS),
+        ("ring", {}, DIGITS | {"augment": "crop_flip"}),
     ],
 )
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
 
@@ -33,6 +34,54 @@ PLAIN = {
         *(nn.Flatten(), nn.Linear(256, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU()),
         nn.Linear(84, 10),
     ),
+}
+
+
+CIFAR = (3, 32, 32)
+
+
+def plain_vgg11(width=64, n_classes=10):
+    """Configuration A of Simonyan and Zisserman, read off its list."""
+    modules, channels = [], 3
+    for filters in (1, "M", 2, "M", 4, 4, "M", 8, 8, "M", 8, 8, "M"):
+        if filters == "M":
+            modules.append(nn.MaxPool2d(2, 2))
+            continue
+        conv = nn.Conv2d(channels, filters * width, 3, padding=1)
+        modules += [conv, nn.GroupNorm(8, filters * width), nn.ReLU()]
+        channels = filters * width
+    return nn.Sequential(*modules, nn.Flatten(), nn.Linear(channels, n_classes))
+
+
+class BasicBlock(nn.Module):
+    def __init__(self, channels, filters):
+        super().__init__()
+        self.channels, self.filters = channels, filters
+        stride = filters // channels
+        self.conv1 = nn.Conv2d(channels, filters, 3, stride=stride, padding=1)
+        self.norm1 = nn.GroupNorm(8, filters)
+        self.conv2 = nn.Conv2d(filters, filters, 3, padding=1)
+        self.norm2 = nn.GroupNorm(8, filters)
+
+    def forward(self, x):
+        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        if self.filters > self.channels:
+            zeros = torch.zeros(len(y), (self.filters - self.channels) // 2, *y.shape[2:])
+            x = torch.cat([zeros.to(x), F.max_pool2d(x, 1, stride=2), zeros.to(x)], dim=1)
+        return F.relu(x + y)
+
+
+def plain_resnet20(channels=3, n_classes=10):
+    blocks = [BasicBlock(a, b) for a, b in pairwise((16, 16, 16, 16, 32, 32, 32, 64, 64, 64))]
+    stem = nn.Conv2d(channels, 16, 3, padding=1), nn.GroupNorm(8, 16), nn.ReLU()
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, n_classes)
+    return nn.Sequential(*stem, *blocks, *head)
+
+
+DEEP = {
+    "vgg11": ({"name": "vgg11", "width": 8}, CIFAR, lambda: plain_vgg11(8)),
+    "resnet20": ({"name": "resnet20"}, CIFAR, plain_resnet20),
+    "resnet20 in grey": ({"name": "resnet20"}, MNIST, lambda: plain_resnet20(1)),
 }
 
 
@@ -167,7 +216,7 @@ def test_initial_parameters_are_reproducible_and_differ_between_seeds(network):
 
 def test_initial_parameters_fill_the_default_bounds_of_pytorch(network):
     views = iter(network.views(torch.from_numpy(network.init(np.random.default_rng(0)))[None]))
-    for layer in network.layers:
+    for layer in leaves(network.layers):
         values = [next(views)[0] for _ in layer.shapes]
         if isinstance(layer, layers.GroupNorm):
             scale, shift = values
@@ -185,7 +234,21 @@ def test_initial_parameters_fill_the_default_bounds_of_pytorch(network):
             assert abs(v.double().mean()) <= bound * math.sqrt(2 * 25 / m)
 
 
+def leaves(chain):
+    for layer in chain:
+        yield from leaves(layer.body) if isinstance(layer, layers.Residual) else [layer]
+
+
 # Parameter counts
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "plain"),
+    [("vgg11", 9_231_114, plain_vgg11), ("resnet20", 270_410, plain_resnet20)],
+)
+def test_the_parameter_count_on_cifar_is(name, count, plain):
+    assert build(name, CIFAR).n_params == count
+    assert sum(p.numel() for p in plain().parameters()) == count
 
 
 @pytest.mark.parametrize(
@@ -226,7 +289,70 @@ def test_lenet_refuses_smaller_images_and_names_their_size(shape):
         build("lenet", shape)
 
 
+@settings(deadline=None, max_examples=10)
+@given(height=st.integers(32, 70), width=st.integers(32, 70))
+def test_vgg11_takes_every_image_of_at_least_32x32(height, width):
+    network = build("vgg11", (1, height, width), width=8)
+    x = parameters(network, 2).float()
+    logits = network.logits(network.views(x), random(2, 1, 1, height, width).float())
+    assert logits.shape == (2, 1, 10)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 31, 32), (3, 32, 31)])
+def test_vgg11_refuses_smaller_images_and_says_what_fits(shape):
+    with pytest.raises(UserError, match=f"32x32, got {shape[1]}x{shape[2]}: take resnet20"):
+        build("vgg11", shape)
+
+
+@pytest.mark.parametrize("width", [0, 4, 12, 64.5])
+def test_the_width_of_vgg11_is_in_whole_groups(width):
+    with pytest.raises(ValidationError, match="width"):
+        build("vgg11", CIFAR, width=width)
+
+
+def products(plain, shape):
+    """Multiplications by weights, counted where torch makes them: one an output and input of it."""
+    counts = []
+
+    def count(module, _, y):
+        counts.append(y[0].numel() * module.weight[0].numel())
+
+    for module in plain.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(count)
+    plain(torch.zeros(1, *shape))
+    return counts
+
+
+@pytest.mark.parametrize("name", sorted(DEEP))
+def test_operations_are_two_a_product_in_each_of_three_passes_but_the_first_layer_s_third(name):
+    choice, shape, plain = DEEP[name]
+    first, *others = products(plain(), shape)
+    assert build(**choice, input_shape=shape).operations(shape) == 4 * first + 6 * sum(others)
+
+
 # Against torch.nn
+
+
+@pytest.mark.parametrize("name", sorted(DEEP))
+def test_deep_models_and_their_gradients_are_those_of_torch_nn(name):
+    choice, shape, plain = DEEP[name]
+    network, rows, batch = build(**choice, input_shape=shape), 2, 3
+    x = parameters(network, rows).requires_grad_()
+    inputs = random(rows, batch, *shape, seed=1)
+    labels = torch.from_numpy(np.random.default_rng(2).integers(10, size=(rows, batch)))
+    logits = network.logits(network.views(x), inputs)
+    F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").backward()
+    for a in range(rows):
+        other = fill(plain().double(), x[a].detach())
+        expected = other(inputs[a])
+        F.cross_entropy(expected, labels[a], reduction="sum").backward()
+        gradient = torch.cat(
+            [(p.grad.T if p.ndim == 2 else p.grad).flatten() for p in other.parameters()]
+        )
+        # float64 loses 1e-13 here; a layer that is wrong anywhere moves the first digits
+        for found, wanted in ((logits[a], expected), (x.grad[a], gradient)):
+            assert (found - wanted).norm() <= 1e-10 * wanted.norm()
 
 
 @pytest.mark.parametrize("name", sorted(PLAIN))
@@ -318,17 +444,60 @@ sizes = st.integers(1, 4)
     filters=sizes,
     kernel=st.integers(1, 3),
     padding=st.integers(0, 2),
+    stride=st.integers(1, 3),
     height=st.integers(3, 7),
     width=st.integers(3, 7),
     seed=st.integers(0, 2**32),
 )
 def test_conv2d_is_torchs_for_every_row_exactly_in_whole_numbers(
-    rows, batch, channels, filters, kernel, padding, height, width, seed
+    rows, batch, channels, filters, kernel, padding, stride, height, width, seed
 ):
     x = whole_numbers(rows, batch, channels, height, width, seed=seed).double()
-    y, (weight, bias) = apply(layers.Conv2d(channels, filters, kernel, padding), x, seed + 1)
+    layer = layers.Conv2d(channels, filters, kernel, padding, stride)
+    y, (weight, bias) = apply(layer, x, seed + 1)
+    assert y.shape[2:] == layer.output((channels, height, width))
+    assert torch.equal(layer.grouped(x, weight, bias), y)
+    assert torch.equal(layer.row_by_row(x, weight, bias), y)
     for a in range(rows):
-        assert torch.equal(y[a], F.conv2d(x[a], weight[a], bias[a], padding=padding))
+        expected = F.conv2d(x[a], weight[a], bias[a], padding=padding, stride=stride)
+        assert torch.equal(y[a], expected)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=sizes,
+    batch=sizes,
+    channels=sizes,
+    more=st.integers(0, 3),
+    stride=st.integers(1, 3),
+    height=st.integers(3, 7),
+    width=st.integers(3, 7),
+    seed=st.integers(0, 2**32),
+)
+def test_a_residual_adds_its_input_at_every_stride_th_place_and_nothing_to_new_channels(
+    rows, batch, channels, more, stride, height, width, seed
+):
+    x = whole_numbers(rows, batch, channels, height, width, seed=seed).double()
+    body = layers.Conv2d(channels, channels + more, 3, 1, stride)
+    residual = layers.Residual([body], stride)
+    y, params = apply(residual, x, seed + 1)
+    assert y.shape[2:] == residual.output((channels, height, width))
+    added = y - body(x, *params)
+    for r in range(added.shape[3]):
+        for c in range(added.shape[4]):
+            expected = torch.zeros(rows, batch, channels + more)
+            first = more // 2
+            expected[..., first : first + channels] = x[..., r * stride, c * stride]
+            assert torch.equal(added[..., r, c], expected.double())
+
+
+@settings(deadline=None, max_examples=20)
+@given(rows=sizes, batch=sizes, channels=sizes, side=st.sampled_from([1, 2, 4, 8]))
+def test_the_mean_of_a_channel_is_exact_in_whole_numbers(rows, batch, channels, side):
+    x = whole_numbers(rows, batch, channels, side, side)
+    y = layers.GlobalAvgPool2d()(x)
+    assert y.shape == (rows, batch, channels)
+    assert (y.numpy() == x.numpy().sum((3, 4)) / side**2).all()
 
 
 @settings(deadline=None, max_examples=40)

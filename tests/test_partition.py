@@ -14,22 +14,28 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from teleport_bench.data import load
-from teleport_bench.data.partition import check_split, deal, label_histogram
+from teleport_bench.data.partition import _deal_classes, check_split, deal, label_histogram
 from teleport_bench.errors import UserError
 from teleport_bench.registry import PARTITIONS
 
 ERROR = 1e-9
 
 alphas = st.floats(-3, 6).map(lambda e: 10.0**e)
+DIRICHLET = ["dirichlet", "dirichlet_groups"]
 choices = st.one_of(
-    st.just({"name": "iid"}), alphas.map(lambda a: {"name": "dirichlet", "alpha": a})
+    st.just({"name": "iid"}),
+    st.builds(lambda name, a: {"name": name, "alpha": a}, st.sampled_from(DIRICHLET), alphas),
 )
 label_lists = st.lists(st.integers(0, 9), min_size=1, max_size=150).map(np.array)
 seeds = st.integers(0, 2**63)
 
 
-def dirichlet(alpha):
-    return PARTITIONS.resolve({"name": "dirichlet", "alpha": alpha})
+def dirichlet(alpha, name="dirichlet"):
+    return PARTITIONS.resolve({"name": name, "alpha": alpha})
+
+
+def groups(alpha):
+    return dirichlet(alpha, "dirichlet_groups")
 
 
 def histogram(choice, labels, n_nodes, seed, n_classes=10):
@@ -53,7 +59,9 @@ def test_shards_are_equal_disjoint_and_use_each_sample_at_most_once(labels, choi
     assert (deal(choice, labels, n_nodes, seed) == shards).all()
 
 
-@pytest.mark.parametrize("choice", [{"name": "iid"}, dirichlet(1e-3), dirichlet(1e6)])
+@pytest.mark.parametrize(
+    "choice", [{"name": "iid"}, *(dirichlet(a, name) for a in (1e-3, 1e6) for name in DIRICHLET)]
+)
 @pytest.mark.parametrize("n_nodes", [1, 2, 7, 250, 1749, 1750, 1751, 3499, 3500])
 def test_mnist5k_is_dealt_out_to_any_number_of_nodes(choice, n_nodes):
     labels = load({"name": "mnist5k"}).train.labels
@@ -77,7 +85,7 @@ def test_more_nodes_than_samples_is_an_error_that_names_both_numbers(labels, cho
         check_split(choice, len(labels), n_nodes)
 
 
-@pytest.mark.parametrize("choice", [{"name": "iid"}, dirichlet(0.1), dirichlet(1e6)])
+@pytest.mark.parametrize("choice", [{"name": "iid"}, dirichlet(0.1), dirichlet(1e6), groups(0.1)])
 def test_the_seed_and_the_number_of_nodes_each_change_the_partition(choice):
     labels = load({"name": "digits"}).train.labels
     shards = deal(choice, labels, 10, seed=0)
@@ -93,15 +101,17 @@ def test_the_partition_does_not_depend_on_global_random_state():
     assert (deal(dirichlet(0.1), labels, 10, 0) == before).all()
 
 
+@pytest.mark.parametrize("name", DIRICHLET)
 @pytest.mark.parametrize("alpha", [0, -1, -1e-9, math.nan, math.inf, -math.inf, None, "small"])
-def test_an_alpha_that_is_not_a_positive_number_is_refused_by_the_options(alpha):
+def test_an_alpha_that_is_not_a_positive_number_is_refused_by_the_options(alpha, name):
     with pytest.raises(ValidationError, match="alpha"):
-        dirichlet(alpha)
+        dirichlet(alpha, name)
 
 
-def test_dirichlet_has_no_default_alpha():
+@pytest.mark.parametrize("name", DIRICHLET)
+def test_dirichlet_has_no_default_alpha(name):
     with pytest.raises(ValidationError, match=r"alpha\s+Field required"):
-        PARTITIONS.resolve("dirichlet")
+        PARTITIONS.resolve(name)
 
 
 def test_iid_takes_no_alpha():
@@ -109,10 +119,11 @@ def test_iid_takes_no_alpha():
         PARTITIONS.resolve({"name": "iid", "alpha": 1.0})
 
 
+@pytest.mark.parametrize("name", DIRICHLET)
 @pytest.mark.parametrize("alpha", [5e-324, 1e-310, 1e-300, 1e-100, 1e18, 1e100, 1e300, 1.7e308])
-def test_an_extreme_alpha_is_refused_by_the_options_or_deals_out_valid_shards(alpha):
+def test_an_extreme_alpha_is_refused_by_the_options_or_deals_out_valid_shards(alpha, name):
     try:
-        choice = dirichlet(alpha)
+        choice = dirichlet(alpha, name)
     except ValidationError:
         return
     assert_valid(deal(choice, np.repeat(np.arange(10), 20), 30, 0), 200, 30)
@@ -192,18 +203,20 @@ def test_a_small_alpha_gives_nearly_one_class_a_node(alpha, n_nodes):
     assert np.mean(shares) > 0.9
 
 
-def test_heterogeneity_falls_with_alpha():
+@pytest.mark.parametrize("name", DIRICHLET)
+@pytest.mark.parametrize("n_nodes", [8, 25, 100])
+def test_heterogeneity_falls_with_alpha(name, n_nodes):
     labels = load({"name": "mnist5k"}).train.labels
 
     def largest_share(alpha):
-        found = [histogram(dirichlet(alpha), labels, 25, seed) for seed in range(20)]
+        found = [histogram(dirichlet(alpha, name), labels, n_nodes, seed) for seed in range(20)]
         return np.mean([(h.max(1) / h.sum(1)).mean() for h in found])
 
     shares = [largest_share(alpha) for alpha in (0.001, 0.1, 1.0, 10.0, 1e6)]
     assert shares == sorted(shares, reverse=True)
 
 
-@pytest.mark.parametrize("choice", [{"name": "iid"}, dirichlet(0.05), dirichlet(1.0)])
+@pytest.mark.parametrize("choice", [{"name": "iid"}, dirichlet(0.05), dirichlet(1.0), groups(1.0)])
 @pytest.mark.parametrize("extra", [0, 1])
 def test_every_sample_is_as_likely_at_one_node_as_at_any_other(choice, extra):
     n_nodes, labels, trials = 4, np.repeat(np.arange(2), 10 + extra), 1000
@@ -229,6 +242,51 @@ def test_no_node_is_always_left_with_the_remainder():
     decided = wins + losses
     assert decided > 300
     assert abs(wins - losses) <= math.sqrt(2 * decided * math.log(2 / ERROR))
+
+
+@pytest.mark.parametrize("n_nodes", [1, 9, 10, 11, 20, 45])
+@pytest.mark.parametrize("alpha", [1e-3, 0.1, 10.0])
+def test_every_group_of_ten_nodes_holds_a_random_part_whatever_alpha_is(n_nodes, alpha):
+    labels = np.repeat(np.arange(10), 900)
+    found = histogram(groups(alpha), labels, n_nodes, seed=0)
+    for first in range(0, n_nodes, 10):
+        part = found[first : first + 10].sum(0)
+        # each class's count is hypergeometric: Hoeffding (1963), a union over 5 groups, 10 classes
+        t = math.sqrt(part.sum() * math.log(2 * 50 / ERROR) / 2)
+        assert np.abs(part - part.sum() / 10).max() <= t
+
+
+def test_within_a_group_large_alpha_deals_every_class_out_evenly():
+    labels = np.repeat(np.arange(10), 1000)
+    found = histogram(groups(1e15), labels, 10, seed=0)
+    assert (np.abs(found - 100) <= 1).all()  # the group is all of the data: only rounding is left
+
+
+@pytest.mark.parametrize("n_classes", [1, 2, 3, 30])
+def test_a_group_is_dealt_out_where_no_draw_fills_every_node(n_classes):
+    # At this alpha every class goes to one node: with fewer classes than nodes some stay empty
+    # however often one draws, and the cut into equal shards fills them.
+    labels = np.repeat(np.arange(n_classes), 300)
+    found = histogram(groups(1e-300), labels, 10, 0, n_classes)
+    assert (found.sum(1) == 30 * n_classes).all()
+    # a row of runs of one class each, cut at nine places: at most nine runs are in two shards
+    assert np.count_nonzero(found) <= n_classes + 9
+
+
+@pytest.mark.parametrize("n_nodes", [2, 10])
+def test_a_class_is_dealt_out_by_dirichlet_shares_over_the_nodes(n_nodes):
+    """E q = 1/n and Var q = (1/n)(1 - 1/n) / (n alpha + 1), with 400 classes seen as 400 draws."""
+    alpha, draws, m = 5.0, 400, 10_000
+    rng = np.random.default_rng(0)
+    # no node is ever full
+    dealt = _deal_classes(np.full((1, draws), m), n_nodes, draws * m, alpha, rng)[0]
+    assert (dealt.sum(1) == m).all()
+    share = dealt / m
+    deviation = share - 1 / n_nodes
+    variance = (1 / n_nodes) * (1 - 1 / n_nodes) / (n_nodes * alpha + 1)
+    five = 5 / (draws * n_nodes) ** 0.5  # standard deviations of a mean
+    assert abs((deviation[:, 0]).mean()) <= 5 * (variance / draws) ** 0.5
+    assert (deviation**2).mean() == pytest.approx(variance, abs=five * (deviation**2).std() * 2)
 
 
 def test_overlapping_shards_serve_more_nodes_than_there_are_samples() -> None:

@@ -44,6 +44,20 @@ def test_every_command_of_the_command_line_is_accepted(
         algorithm = "dsgd"
     """
     (tmp_path / "my-suite.toml").write_text(suite)
+    (tmp_path / "my-tuned.toml").write_text(
+        suite.replace("lr = 0.1", "")
+        + """
+        [[method]]
+        algorithm = "teleportation"
+        active = "search"
+        [tune]
+        lr = [0.1, 0.2]
+        seeds = [100]
+        metric = "objective_gap"
+        [small.run]
+        rounds = 4
+        """
+    )
     monkeypatch.chdir(tmp_path)
     commands = [
         shlex.split(line, comments=True)
@@ -51,9 +65,10 @@ def test_every_command_of_the_command_line_is_accepted(
         for line in block.splitlines()
         if line.startswith("teleport-bench")
     ]
-    assert len(commands) == 10
+    assert len(commands) == 11
     for _, *arguments in commands:
         words = [re.sub("^(demo|scale/million)$", "my-suite.toml", word) for word in arguments]
+        words = [re.sub("^paper/fig2$", "my-tuned.toml", word) for word in words]
         if words[0] == "report":
             words += ["--out", "out"]
         assert main(words) == 0, words

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import html
 import io
 import os
 import re
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from teleport_bench import Suite
-from teleport_bench.metrics import METRICS
+from teleport_bench.metrics import COSTS, METRICS, NOT_EVALUATED
 from teleport_bench.record import Record
 from teleport_bench.registry import ALGORITHMS, TOPOLOGIES
 from teleport_bench.report import figures
@@ -31,6 +32,7 @@ from teleport_bench.report.frame import frame
 from teleport_bench.report.statistics import summarise
 from teleport_bench.report.style import style_of
 from teleport_bench.report.tables import build_table
+from teleport_bench.shown import TableSpec
 
 # Statistics over seeds
 
@@ -167,7 +169,7 @@ def report(bench, folder, *options):
 REPORT_FILES = [
     "index.html",
     *(f"tables/{name}.{form}" for name in ("gap", "details") for form in ("md", "csv", "tex")),
-    *(f"figures/{name}.{form}" for name in ("curves", "finals") for form in ("svg", "png")),
+    *(f"figures/{name}.{form}" for name in ("curves", "finals") for form in ("svg", "png", "csv")),
 ]
 
 # Purity
@@ -220,6 +222,7 @@ def test_a_user_s_matplotlib_settings_do_not_change_a_figure(finished):
     data = frame(*open_report(folder))
     with mpl.rc_context(USER_SETTINGS):
         forms = figures.draw(data, data.suite.spec.figure[1])
+    assert set(forms) == {"svg", "png", "csv"}
     for form, content in forms.items():
         assert content == (folder / "figures" / f"finals.{form}").read_bytes(), form
 
@@ -433,10 +436,11 @@ def every_metric(texts, make_record):
     source = tomllib.loads(texts["tiny"])
     source["table"] = [{"name": "gap", "values": ["objective_gap"], "caption": "A\nB ± C"}]
     suite = Suite.from_source("hand", source)
-    values = dict.fromkeys(METRICS, 0.25)
+    metrics = [name for name in METRICS if name not in (*COSTS, *NOT_EVALUATED)]
+    values = dict.fromkeys(metrics, 0.25)
     records = {r.spec.id: make_record(r.spec, **values) for r in suite.planned()}
     # by hand, since no single problem reports every metric
-    spec = suite.spec.table[0].model_copy(update={"values": list(METRICS), "pivot": None})
+    spec = suite.spec.table[0].model_copy(update={"values": metrics, "pivot": None})
     return build_table(frame(suite, records), spec)
 
 
@@ -595,10 +599,13 @@ def test_a_page_needs_nothing_beside_it(finished):
         assert source.startswith("data:image/svg+xml;base64,")
     assert {"script", "link", "iframe", "object", "embed"} & set(page.tags) == set()
     assert not re.search(r"url\(|@import", "".join(page.styles))
-    for link in page.links:
+    files = [link for link in page.links if link != "runs/"]
+    for link in files:
         assert re.fullmatch(r"(tables|figures)/[\w.-]+", link)
         assert (folder / link).is_file()
-    assert len(page.links) == len(REPORT_FILES) - 1
+    assert sorted(files) == sorted(set(REPORT_FILES) - {"index.html"})
+    assert page.links.count("runs/") == 4  # an item each
+    assert (folder / "runs").is_dir()
 
 
 def test_a_page_carries_the_suite_the_settings_of_each_cell_and_the_environment(finished):
@@ -790,3 +797,487 @@ def test_every_registered_method_and_graph_has_a_style_of_its_own():
 
 def test_the_number_of_active_nodes_does_not_change_the_look_of_an_algorithm_without_choice():
     assert len({style_of("dsgd", k, "ring") for k in (1, 2, 8, 100)}) == 1
+
+
+def test_methods_that_would_look_alike_differ_in_their_markers(hand):
+    def edit(source):
+        source["method"] = [
+            {"algorithm": "dsgd", "momentum": beta, "label": f"beta {beta}"}
+            for beta in (0.0, 0.5, 0.9)
+        ] + [{"algorithm": "teleportation", "active": 2}]
+        source["figure"] = [ONE_FIGURE | {"methods": ["beta 0.9"]}, ONE_FIGURE | {"name": "all"}]
+
+    suite, records = hand(edit=edit)
+    data = frame(suite, records)
+    looks = figures.styles_of(data)
+    assert len(set(map(str, looks.values()))) == 4
+    few = data.view(suite.spec.figure[0])
+    assert figures.styles_of(few) == {"beta 0.9": looks["beta 0.9"]}  # whatever else is shown
+
+
+def test_a_chosen_k_has_a_look_of_its_own():
+    ways = ["search", "best", *(2**i for i in range(7))]
+    assert len({style_of("teleportation", k, "ring")[:2] for k in ways}) == len(ways)
+
+
+# Any setting as an axis
+
+
+@pytest.fixture
+def zetas(hand):
+    """Two n, two zeta2, two sigma2: (suite, records); the gap is 100 n + 10 zeta2 + sigma2."""
+
+    def zetas(edit=None, score=None):
+        def change(source):
+            source["grid"] |= {"problem.zeta2": [0.5, 8.0], "problem.sigma2": [0.0, 1.0]}
+            source["table"] = []
+            if edit:
+                edit(source)
+
+        def gap(run):
+            problem = run.spec.problem
+            return 100 * run.spec.nodes + 10 * problem["zeta2"] + problem["sigma2"]
+
+        return hand(score or gap, edit=change)
+
+    return zetas
+
+
+def test_a_table_may_have_a_column_a_value_of_any_setting_of_the_runs_chosen(zetas):
+    table = {
+        "name": "t",
+        "values": ["objective_gap"],
+        "pivot": "problem.zeta2",
+        "where": {"nodes": 4, "problem.sigma2": 1.0},
+        "methods": ["TELE*", "nothing but D-SGD", "D-SGD"][::2],
+    }
+    _, files = build(*zetas(lambda source: source.update(table=[table])))
+    header, _, *rows = rows_of(files["tables/t.md"].decode())
+    assert header == ["method", "ζ² = 0.5", "ζ² = 8"]
+    assert [row[0] for row in rows] == ["D-SGD", "TELEPORTATION, k=1", "TELEPORTATION, k=2"]
+    assert {tuple(row[1:]) for row in rows} == {("406 ± 0", "481 ± 0")}
+    names, *_ = csv.reader(io.StringIO(files["tables/t.csv"].decode()))
+    assert names[1::3] == ["objective_gap_zeta2_0.5_mean", "objective_gap_zeta2_8.0_mean"]
+
+
+def test_a_table_of_details_names_the_settings_in_which_its_rows_differ(zetas):
+    table = {"name": "t", "values": ["objective_gap"], "where": {"nodes": 4}}
+    _, files = build(*zetas(lambda source: source.update(table=[table])))
+    header, _, *rows = rows_of(files["tables/t.md"].decode())
+    assert header[:5] == ["method", "n", "ζ²", "σ²", "step size"]
+    assert len({tuple(row) for row in rows}) == len(rows) == 3 * 4
+    for row in csv.DictReader(io.StringIO(files["tables/t.csv"].decode())):
+        expected = 400 + 10 * float(row["problem.zeta2"]) + float(row["problem.sigma2"])
+        assert float(row["objective_gap_mean"]) == pytest.approx(expected)
+
+
+def test_the_number_of_rounds_is_an_axis_of_curves_and_a_setting(hand, drawn):
+    def edit(source):
+        source["grid"] = {"nodes": [4], "seed": [0, 1], "rounds": [4, 8]}
+        source["table"] = [{"name": "t", "values": ["objective_gap"], "pivot": "rounds"}]
+        source["figure"] = [{"name": "f", "y": "objective_gap", "columns": "rounds"}]
+
+    _, files = build(*hand(lambda run: run.spec.rounds, edit=edit))
+    header, _, *rows = rows_of(files["tables/t.md"].decode())
+    assert header == ["method", "T = 4", "T = 8"]
+    assert {tuple(row[1:]) for row in rows} == {("4 ± 0", "8 ± 0")}
+    assert [data["rounds"].max() for data, _ in drawn] == [4, 8]
+
+
+def test_a_figure_has_a_grid_of_panels(zetas, drawn):
+    figure = ONE_FIGURE | {"columns": "problem.zeta2", "rows": "problem.sigma2"}
+    suite, records = zetas(lambda source: source.update(figure=[figure]))
+    forms = figures.draw(frame(suite, records), suite.spec.figure[0])
+    panels = [(data["objective_gap"] - 100 * data["nodes"]).unique().tolist() for data, _ in drawn]
+    assert panels == [[5.0], [80.0], [6.0], [81.0]]
+    for title in ("heterogeneity ζ² = 0.5", "heterogeneity ζ² = 8", "gradient noise σ² = 1"):
+        assert title.encode() in forms["svg"]
+    points = list(csv.DictReader(io.StringIO(forms["csv"].decode())))
+    assert len(points) == 2 * 2 * 2 * 3
+    for point in points:
+        assert float(point["mean"]) == pytest.approx(
+            100 * int(point["nodes"])
+            + 10 * float(point["problem.zeta2"])
+            + float(point["problem.sigma2"])
+        )
+        assert point["seeds"] == "2"
+
+
+@pytest.fixture
+def axes(monkeypatch):
+    """The axes of the panels that are drawn."""
+    found = []
+    panel = figures._panel
+
+    def watch(ax, *rest):
+        points = panel(ax, *rest)
+        found.append(ax)
+        return points
+
+    monkeypatch.setattr(figures, "_panel", watch)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [
+        ([0.1, 10.0], "log"),
+        ([1.0, 2.0, 8.0], "log"),
+        ([0.5, 1.0], "log"),
+        ([1.0, 3.0], "linear"),
+        ([0.0, 1.0, 100.0], "linear"),
+        ([1.0, 10.0], "linear"),
+    ],
+)
+def test_numbers_over_more_than_a_decade_or_powers_of_two_are_on_a_log_axis(
+    zetas, axes, values, scale
+):
+    def edit(source):
+        source["grid"] = {"nodes": [4], "seed": [0], "problem.zeta2": values}
+        source["figure"] = [ONE_FIGURE | {"x": "problem.zeta2"}]
+
+    suite, records = zetas(edit)
+    figures.draw(frame(suite, records), suite.spec.figure[0])
+    assert [ax.get_xscale() for ax in axes] == [scale]
+    assert axes[0].get_xlabel() == "heterogeneity ζ²"
+
+
+def test_names_are_an_axis_too(hand, axes):
+    def edit(source):
+        source["grid"] = {"nodes": [6], "seed": [0, 1], "topology": ["star", "ring"]}
+        source["table"] = []
+        source["figure"] = [ONE_FIGURE | {"x": "topology.name"}]
+
+    suite, records = hand(edit=edit)
+    svg = figures.draw(frame(suite, records), suite.spec.figure[0])["svg"]
+    assert axes[0].get_xlabel() == "graph"
+    assert b"<!-- star -->" in svg
+    assert b"<!-- ring -->" in svg
+
+
+def test_a_method_without_a_line_is_named_with_the_setting_on_the_axis(zetas):
+    def edit(source):
+        source["grid"]["problem.sigma2"] = [0.0]
+        source["figure"] = [ONE_FIGURE | {"x": "problem.zeta2", "columns": "nodes"}]
+
+    bad = lambda run: "diverged" if run.spec.problem["zeta2"] == 8 else 1.0  # noqa: E731
+    suite, records = zetas(edit, bad)
+    svg = figures.draw(frame(suite, records), suite.spec.figure[0])["svg"]
+    assert "D-SGD, ζ² = 8: 2 of 2 diverged".encode() in svg
+
+
+# Rounds to a target
+
+
+@pytest.fixture
+def targets(hand):
+    """The tiny suite with a target: reached(run) -> the round, or None."""
+
+    def targets(reached, edit=None):
+        def change(source):
+            source["run"]["stop"] = {"metric": "objective_gap", "value": 0.01}
+            source["table"] = [{"name": "t", "values": ["rounds_to_target"], "pivot": "nodes"}]
+            source["figure"] = [ONE_FIGURE | {"y": "rounds_to_target"}]
+            if edit:
+                edit(source)
+
+        suite, records = hand(lambda _: 0.02, edit=change)
+        at = {run.spec.id: reached(run) for run in suite.planned()}
+        return suite, {k: r.model_copy(update={"reached_at": at[k]}) for k, r in records.items()}
+
+    return targets
+
+
+def missed(run):
+    """D-SGD with 6 nodes does not reach its target with seed 1, with 4 nodes never."""
+    if run.label == "D-SGD" and (run.spec.nodes == 4 or run.spec.seed == 1):
+        return None
+    return 4 + run.spec.seed
+
+
+def test_a_table_gives_a_bound_where_a_target_was_not_reached(targets):
+    _, files = build(*targets(missed))
+    rows = rows_of(files["tables/t.md"].decode())
+    assert rows[2] == ["D-SGD", "> 8 (not reached)", "> 6 (1 of 2 not reached)"]
+    assert rows[3] == ["TELEPORTATION, k=1", "4 ± 1", "4 ± 1"]
+    assert "Not reached: " in files["tables/t.md"].decode()
+    dsgd, other, _ = csv.DictReader(io.StringIO(files["tables/t.csv"].decode()))
+    stem = "rounds_to_target_nodes6"
+    columns = ("mean", "std", "finished", "bound", "censored")
+    assert [dsgd[f"{stem}_{c}"] for c in columns] == ["", "", "2", "6.0", "1"]
+    assert [other[f"{stem}_{c}"] for c in columns] == ["4.5", "0.7071067811865476", "2", "", "0"]
+
+
+def test_a_table_of_reached_targets_has_no_word_of_the_others(targets):
+    _, files = build(*targets(lambda run: 4 + run.spec.seed))
+    assert "reached" not in files["tables/t.md"].decode()
+
+
+def test_a_figure_marks_a_bound_without_a_bar_and_with_an_arrow(targets, axes):
+    suite, records = targets(missed)
+    forms = figures.draw(frame(suite, records), suite.spec.figure[0])
+    (ax,) = axes
+    bounds = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
+    assert [line.get_xydata().tolist() for line in bounds] == [[[4, 8]], [[6, 6]]]
+    arrows = [text for text in ax.texts if text.arrow_patch]
+    assert [text.xy for text in arrows] == [(4, 8), (6, 6)]
+    bars = [bar for bar in ax.containers if bar.has_yerr]
+    assert len(bars) == 4  # of the two other methods
+    assert b"not reached by all" in forms["svg"]
+    points = list(csv.DictReader(io.StringIO(forms["csv"].decode())))
+    assert [(p["mean"], p["min"], p["bound"], p["censored"]) for p in points][:3] == [
+        ("", "", "8.0", "2"),
+        ("", "", "6.0", "1"),
+        ("4.5", "4.0", "", "0"),
+    ]
+
+
+def test_a_figure_of_reached_targets_says_nothing_of_bounds(targets):
+    suite, records = targets(lambda run: 4 + run.spec.seed)
+    svg = figures.draw(frame(suite, records), suite.spec.figure[0])["svg"]
+    assert b"not reached" not in svg
+
+
+def test_a_curve_ends_where_the_first_of_its_seeds_reached_the_target(targets, drawn):
+    """The mean of the seeds that are still running would be another quantity."""
+
+    def edit(source):
+        source["figure"] = [{"name": "f", "y": "objective_gap", "columns": "nodes"}]
+
+    suite, records = targets(missed, edit)
+    for record in records.values():
+        if record.spec["seed"] == 1 and record.spec["algorithm"]["name"] == "dsgd":
+            record.curves["rounds"][-1] = 6.0
+    figures.draw(frame(suite, records), suite.spec.figure[0])
+    for data, _ in drawn:
+        ends = data.groupby("method")["rounds"].max()
+        assert ends["D-SGD"] == 0
+        assert ends["TELEPORTATION, k=1"] == 8
+        assert set(data.groupby(["method", "rounds"]).size()) == {2}
+
+
+def test_a_target_is_a_line_in_a_figure_of_its_metric(targets, axes):
+    def edit(source):
+        source["figure"] = [
+            {"name": y, "y": y, "where": {"nodes": 4}} for y in ("objective_gap", "consensus")
+        ]
+
+    suite, records = targets(missed, edit)
+    for spec in suite.spec.figure:
+        figures.draw(frame(suite, records), spec)
+    lines = [
+        [line.get_ydata() for line in ax.lines if list(line.get_ydata()) == [0.01, 0.01]]
+        for ax in axes
+    ]
+    assert [len(found) for found in lines] == [1, 0]
+
+
+# Simulated costs
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """A time model that is easy to check: a round costs tau, a node sends k bytes a round."""
+    from teleport_bench import network
+    from teleport_bench.registry import StrictModel
+
+    calls = []
+
+    class Network(StrictModel):
+        preferred: dict = {"name": "ring"}
+        tau: float = 1.0
+
+    class Costs:
+        def __init__(self, time, busiest_bytes):
+            self.time, self.busiest_bytes = time, busiest_bytes
+
+    def simulate(spec, network, at, n_params=None):  # noqa: ARG001
+        calls.append((spec.id, network.tau))
+        return Costs([network.tau * t for t in at], [spec.n_active * t for t in at])
+
+    monkeypatch.setattr(network, "Network", Network, raising=False)
+    monkeypatch.setattr(network, "simulate", simulate, raising=False)
+    return calls
+
+
+def test_simulated_time_is_an_axis_by_the_network_of_the_figure_over_that_of_the_suite(
+    hand, network, drawn
+):
+    def edit(source):
+        source["network"] = {"tau": 5.0}
+        time = {"y": "objective_gap", "x": "time", "columns": "nodes"}
+        source["figure"] = [
+            {"name": "own", "network": {"tau": 2.0}, **time},
+            {"name": "suite", **time},
+            {"name": "bytes", **time, "x": "bytes_busiest"},
+        ]
+
+    suite, records = hand(edit=edit)
+    data = frame(suite, records)
+    assert network == []  # computed when something asks
+    for figure, expected in zip(suite.spec.figure, (2.0, 5.0, None), strict=True):
+        drawn.clear()
+        figures.draw(data, figure)
+        for panel, arguments in drawn:
+            assert arguments["x"] == figure.x
+            each = panel["active"] if expected is None else expected
+            assert (panel[figure.x] == panel["rounds"] * each).all()
+    assert len(network) == 2 * len(records)  # the third is of the same network as the second
+
+
+@pytest.mark.usefixtures("network")
+def test_simulated_costs_are_values_of_a_table_where_the_run_finished(hand):
+    def edit(source):
+        source["table"] = [{"name": "t", "values": ["time", "bytes_busiest"], "pivot": "nodes"}]
+        source["network"] = {"tau": 5.0}
+
+    suite, records = hand(of("D-SGD", 4, 1, "diverged"), edit=edit)
+    _, files = build(suite, records)
+    rows = rows_of(files["tables/t.md"].decode())
+    assert rows[2] == ["D-SGD", "diverged (1 of 2)", "40 ± 0", "diverged (1 of 2)", "48 ± 0"]
+    assert rows[3] == ["TELEPORTATION, k=1", "40 ± 0", "40 ± 0", "8 ± 0", "8 ± 0"]
+
+
+@pytest.mark.parametrize("status", ["failed", None])
+def test_costs_of_no_run_can_be_asked_for(hand, network, status):
+    figure = ONE_FIGURE | {"x": "time", "columns": "nodes"}
+    suite, records = hand(lambda _: status, edit=lambda s: s.update(figure=[figure]))
+    assert_image(figures.draw(frame(suite, records), suite.spec.figure[0])["png"])
+    assert network == []
+
+
+# Whose a choice is, and at which scale it was run
+
+
+def test_tags_stand_below_their_item_in_every_form(hand):
+    tags = {"paper": "Fig. 2", "derived": "r₀", "assumed": "the <target>, 5 %"}
+
+    def edit(source):
+        source["table"][0] |= tags
+        source["figure"] = [ONE_FIGURE | tags]
+
+    _, files = build(*hand(edit=edit))
+    assert "Assumed: the <target>, 5 %" in files["tables/gap.md"].decode()
+    assert "% Paper: Fig. 2\n" in files["tables/gap.tex"].decode()
+    page = files["index.html"].decode()
+    for tag in tags:
+        assert page.count(f'<p class="tag {tag}"><b>{tag}</b>') == 2
+    assert "the &lt;target&gt;, 5 %</p>" in page
+    assert "Fig. 2" not in files["tables/details.md"].decode()
+
+
+def test_a_page_says_the_settings_that_the_runs_of_an_item_share(hand):
+    def edit(source):
+        source["figure"] = [ONE_FIGURE | {"methods": ["D-SGD"]}]
+
+    suite, records = hand(edit=edit)
+    page = build(suite, records)[1]["index.html"].decode()
+    blocks = re.findall(r"Settings of the runs shown</summary><pre>(.*?)</pre>", page, re.DOTALL)
+    assert len(blocks) == 3  # two tables and a figure
+    shared, differing = blocks[2].split("that differ between runs:")
+    for line in ("algorithm.name = dsgd", "topology.name = ring", "lr = 0.1", "problem.dim = 5"):
+        assert line in shared.splitlines()
+    assert differing.split("\n")[1:] == ["nodes: 4, 6", "active: 4, 6", "seed: 0, 1"]
+
+
+SCALE = "Small scale: n to 6, not the paper's"
+
+
+def test_everything_of_a_small_scale_says_so(hand):
+    def edit(source):
+        source["scale_note"] = SCALE
+        source["duration"] = {"two cores": "1 s"}
+        source["figure"] = [ONE_FIGURE]
+        claim = {"name": "c", "text": "t", "source": "paper", "metric": "objective_gap"}
+        source["claim"] = [claim | {"better": "TELE*", "than": "D-SGD"}]
+
+    _, files = build(*hand(edit=edit))
+    for name, content in files.items():
+        if name.endswith((".md", ".tex", ".svg", ".json")):
+            assert SCALE in content.decode(), name
+    page = Page(files["index.html"].decode())
+    shown = [text.strip() for text in page.texts if text.strip()]
+    assert shown[shown.index("A tiny suite") + 1] == html.unescape(SCALE)  # behind the title
+    assert "two cores: 1 s" in "".join(page.texts)
+
+
+def test_a_full_scale_says_nothing_of_scales(hand):
+    _, files = build(*hand(edit=lambda source: source.update(figure=[ONE_FIGURE])))
+    assert not [name for name, content in files.items() if b"mall scale" in content]
+
+
+# LaTeX
+
+CHARACTERS = "ζ² σ² α β η τ ≥ ≤ > < × ± x̄ ‖∇f‖² − – … ∞ → % _ & # $ { } ~ ^ \\ [a] *b*"
+
+
+def tokens(text):
+    """What TeX would read: (control sequence or character, in math mode); fails where TeX would."""
+    found, math, depth, i = [], False, 0, 0
+    while i < len(text):
+        if match := re.match(r"\\([a-zA-Z]+|.|\n)", text[i:]):
+            found.append((match[0], math))
+            i += len(match[0])
+            continue
+        c = text[i]
+        i += 1
+        if c == "%":
+            i = text.find("\n", i) + 1 or len(text)
+        elif c == "$":
+            math = not math
+        else:
+            depth += (c == "{") - (c == "}")
+            assert depth >= 0, "a brace is closed that was not opened"
+            assert math or c not in "^_#", f"{c!r} outside of math"
+            found.append((c, math))
+    assert not math, "math is not closed"
+    assert depth == 0, "a brace is not closed"
+    return found
+
+
+def test_latex_of_every_character_that_we_use_can_be_read_by_tex(zetas):
+    labels = [CHARACTERS, "[optional]", "*star", "50% of D_1 & #2"]
+
+    def edit(source):
+        source["method"] = [
+            {"algorithm": "dsgd", "label": label.replace("{", "{{").replace("}", "}}"), "lr": lr}
+            for label, lr in zip(labels, (0.1, 0.2, 0.3, 0.4), strict=True)
+        ]
+        table = {"name": "t", "values": ["objective_gap", "consensus"], "pivot": "problem.zeta2"}
+        table |= {"where": {"nodes": 4, "problem.sigma2": 1.0}, "caption": CHARACTERS}
+        source["table"] = [table | {"assumed": CHARACTERS}]
+        source["scale_note"] = CHARACTERS
+
+    text = build(*zetas(edit))[1]["tables/t.tex"].decode()
+    text.encode("ascii")
+    found = tokens(text)
+    math = {token for token, inside in found if inside and token.startswith("\\")}
+    assert {r"\zeta", r"\times", r"\pm", r"\nabla", r"\bar", r"\ge", r"\to"} <= math
+    known = {"begin", "end", "toprule", "midrule", "bottomrule", "textasciitilde"}
+    known |= {"textbackslash", "textasciicircum", "ensuremath", "dots", "\\", "&", "%", "_", "#"}
+    known |= {"$", "{", "}", "^"}
+    assert {t[1:] for t, inside in found if not inside and t.startswith("\\")} <= known
+    body = "".join(token for token, _ in found).split(r"\midrule")[1].split(r"\bottomrule")[0]
+    rows = body.split(r"\\")[:-1]
+    assert len(rows) == 4
+    for row in rows:  # `\\` takes what follows in brackets, or a star, as an option
+        assert not row.strip().startswith(("[", "*"))
+        assert len(re.findall(r"(?<!\\)&", row)) == 4
+
+
+def test_simulated_costs_are_those_of_the_time_model_at_the_recorded_rounds(finished):
+    from teleport_bench.network import Network, simulate
+
+    suite, records = open_report(finished / "out" / "suite")
+    network = {"tau": 5.0, "mode": "barrier_free"}
+    item = TableSpec(name="t", values=["time"], network=network)
+    view = frame(suite, records).view(item, names=["time", "bytes_busiest"])
+    for run in suite.planned():
+        costs = simulate(run.spec, Network(**network), [0, 4, 8])
+        mine = view.curves[(view.curves["label"] == run.label)]
+        mine = mine[(mine["nodes"] == run.spec.nodes) & (mine["seed"] == run.spec.seed)]
+        assert mine["rounds"].tolist() == [0, 4, 8]
+        assert mine["time"].tolist() == costs.time.tolist()
+        assert mine["bytes_busiest"].tolist() == costs.busiest_bytes.tolist()
+        (last,) = view.runs.loc[mine["run"].unique(), "time"]
+        assert last == costs.time[-1]

@@ -152,6 +152,15 @@ def test_runs_that_reach_their_target_sooner_are_better_and_none_is_dropped(make
     assert none.lr == 0.05  # whose metric is closer to the target
 
 
+def test_a_search_may_stand_beside_its_exhaustive_twin_and_a_k_of_1():
+    methods = [METHOD, METHOD | {"active": "best"}, METHOD | {"active": 1}]
+    assert {run.label for run in make(method=methods).planned()} == {
+        "TELEPORTATION, k searched",
+        "TELEPORTATION, best k",
+        "TELEPORTATION, k=1",
+    }
+
+
 def test_a_search_needs_tuning():
     source = tomllib.loads(SEARCH)
     del source["tune"]
@@ -259,3 +268,28 @@ def test_a_mistake_under_small_is_reported_there(write):
 def test_a_suite_of_one_scale_says_so(write, texts):
     with pytest.raises(UserError, match=r"no \[small\] table.*leave --scale out"):
         Suite.load(str(write(texts["tiny"])), scale="small")
+
+
+def equal_epochs(**changes):
+    source = tomllib.loads(SEARCH)
+    del source["tune"]
+    source["run"] |= {"lr": 0.1, "eval_every": 10, "schedule": {"name": "cosine", "warmup": 7}}
+    methods = [{"algorithm": "dsgd"}, {"algorithm": "teleportation", "active": 2}]
+    new = {"grid": {"nodes": [6]}, "method": methods, "equal": "epochs"} | changes
+    return Suite.from_source("equal", source | new)
+
+
+def test_at_equal_epochs_fewer_active_nodes_take_more_rounds():
+    dsgd, teleportation = (run.spec for run in equal_epochs().planned())
+    assert (dsgd.rounds, dsgd.eval_every, dsgd.schedule["warmup"]) == (70, 10, 7)
+    spec = teleportation
+    assert (spec.rounds, spec.eval_every, spec.schedule["warmup"]) == (210, 30, 21)
+    assert spec.rounds * spec.n_active == dsgd.rounds * dsgd.nodes
+    assert len(spec.evaluations()) == len(dsgd.evaluations())
+
+
+def test_epochs_that_do_not_come_out_even_are_refused():
+    with pytest.raises(UserError, match="rounds = 70 x nodes / active, and 70 x 5 / 4 is no whole"):
+        equal_epochs(grid={"nodes": [5]}, method=[{"algorithm": "teleportation", "active": 4}])
+    with pytest.raises(UserError, match="a search for k compares equal rounds"):
+        make(equal="epochs")

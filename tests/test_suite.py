@@ -6,6 +6,7 @@ import tomllib
 import pytest
 
 from teleport_bench import RunSpec, Suite, UserError
+from teleport_bench.shown import TableSpec, settings_of, value_of
 from teleport_bench.suite import built_in, default_label, from_json, suite_name, to_json
 
 
@@ -188,7 +189,7 @@ def test_every_built_in_suite_loads_by_its_name(name):
     suite = Suite.load(name)
     assert suite.name == name
     assert suite.spec.title
-    assert suite.planned()
+    assert suite.planned() or suite.spec.theory
 
 
 def test_demo_is_built_in():
@@ -336,3 +337,143 @@ def test_a_spec_in_a_suite_is_the_spec_in_python(load):
         rounds=8,
     )
     assert [planned.id for planned in load(text=TELEPORTATION_ONLY)] == [spec.id]
+
+
+# What a report shows
+
+FIGURE = '[[figure]]\nname = "f"\ny = "objective_gap"\ncolumns = "nodes"\n'
+
+SHOWN = {
+    "a pivot that is no setting": (
+        'pivot = "nodes"',
+        'pivot = "problem.zeta"',
+        ["table.0.pivot", "'problem.zeta'", "did you mean 'problem.zeta2'?"],
+    ),
+    "a row of panels that is no setting": (
+        None,
+        FIGURE + 'rows = "problem.dimm"',
+        ["figure.0.rows", "did you mean 'problem.dim'?"],
+    ),
+    "a pattern that no label is like": (
+        None,
+        FIGURE + 'methods = ["D-SGD", "TELEPORT, *"]',
+        ["no method has a label like 'TELEPORT, *'", "TELEPORTATION, k=1"],
+    ),
+    "a condition on what is no setting": (
+        None,
+        FIGURE + 'where = { "problem.zet2" = 1.0 }',
+        ["unknown setting 'problem.zet2'", "did you mean 'problem.zeta2'?"],
+    ),
+    "a condition that no run meets": (
+        None,
+        FIGURE + "where = { nodes = 5 }",
+        ["no run has {'nodes': 5}", "nodes is 4, 6"],
+    ),
+    "rounds to no target": (
+        'values = ["objective_gap"]',
+        'values = ["rounds_to_target"]',
+        ["D-SGD has no target", "[run.stop]"],
+    ),
+    "a figure of rounds to no target": (
+        None,
+        FIGURE.replace("objective_gap", "rounds_to_target") + 'x = "active"',
+        ["D-SGD has no target"],
+    ),
+    "a table of a name that the report takes": (
+        'name = "gap"',
+        'name = "claims"',
+        ["a table 'claims' of its own"],
+    ),
+    "a condition of another type": (None, FIGURE + "where = { nodes = {} }", ["where"]),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "words"), SHOWN.values(), ids=SHOWN)
+def test_what_the_runs_cannot_fill_is_refused_with_its_line(write, texts, old, new, words):
+    text = texts["tiny"].replace(old, new, 1) if old else f"{texts['tiny']}\n{new}"
+    with pytest.raises(UserError) as error:
+        Suite.load(str(write(text)))
+    message = str(error.value)
+    at = len(text[: text.index(new)].splitlines()) + 1
+    first, last = at, at + len(new.splitlines()) - 1
+    assert int(message.split("line ")[1].split(":")[0]) in range(first, last + 1)
+    for word in words:
+        assert word in message
+
+
+def test_a_setting_that_only_some_of_the_runs_have_is_an_axis_of_these_alone(source):
+    source["method"][0] |= {"topology": {"name": "random_regular", "degree": 3}}
+    table = {"name": "t", "values": ["objective_gap"], "pivot": "topology.degree"}
+    with pytest.raises(UserError, match=r"'topology\.degree' is a setting of some runs only"):
+        expand(source, table=[table])
+    assert expand(source, table=[table | {"methods": ["D-SGD"], "where": {"nodes": 4}}])
+
+
+def test_conditions_take_a_value_or_a_list_of_them(source):
+    def shown(**where):
+        suite = Suite.from_source("tiny", source | {"table": []})
+        table = TableSpec(name="t", values=["objective_gap"], where=where)
+        return [r for r in suite.planned() if table.shows(r.label, settings_of(r.spec))]
+
+    assert {run.spec.nodes for run in shown(nodes=4)} == {4}
+    assert {run.spec.nodes for run in shown(nodes=[4, 6])} == {4, 6}
+    assert {(r.spec.nodes, r.spec.n_active) for r in shown(nodes=4, active=[1, 4])} == {
+        (4, 1),
+        (4, 4),
+    }
+    assert len(shown(topology="ring")) == 12
+    assert shown(topology="star") == []
+
+
+def test_a_chosen_setting_is_no_condition(texts):
+    source = tomllib.loads(texts["tuned"])
+    figure = {"name": "f", "y": "objective_gap", "x": "nodes"}
+    with pytest.raises(UserError, match=r"\[tune\] chooses lr"):
+        Suite.from_source("tuned", source | {"figure": [figure | {"where": {"lr": 0.1}}]})
+    assert Suite.from_source("tuned", source | {"figure": [figure | {"where": {"nodes": 4}}]})
+
+
+def test_rounds_to_a_target_are_no_curve(source):
+    source["run"]["stop"] = {"metric": "objective_gap", "value": 0.1}
+    figure = {"name": "f", "y": "rounds_to_target", "columns": "nodes"}
+    with pytest.raises(UserError, match="there is no curve of it: take a setting as x"):
+        Suite.from_source("tiny", source | {"figure": [figure]})
+    assert Suite.from_source("tiny", source | {"figure": [figure | {"x": "active"}]})
+
+
+def test_settings_are_known_by_dotted_keys_components_by_name_and_options(source):
+    run = source["run"] | {"topology": {"name": "random_regular", "degree": 3}}
+    settings = settings_of(expand(source, run=run)[0].spec)
+    assert settings["problem.dim"] == 5
+    assert settings["topology.name"] == "random_regular"
+    assert value_of(settings, "topology") == "random_regular (degree 3, seed 0)"
+    assert value_of(settings, "algorithm") == "dsgd"
+    assert value_of(settings, "stop.value") is None
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ("network = { tua = 5 }", ["unknown key 'tua'", "did you mean 'tau'?"]),
+        ("network = { tau = 0.5 }", ["tau: input should be greater than or equal to 1"]),
+        ('network = { preferred = "ringg" }', ["did you mean 'ring'?"]),
+        (
+            'network = { preferred = { name = "random_regular", degree = 1 } }',
+            ["network.preferred: ", "on 4 nodes"],
+        ),
+    ],
+)
+@pytest.mark.parametrize("of_figure", [True, False])
+def test_a_network_that_cannot_be_is_refused_where_something_asks_for_it(
+    write, texts, network, words, of_figure
+):
+    silent = f"{network}\n{texts['tiny']}"
+    assert Suite.load(str(write(silent))).planned()
+    figure = FIGURE + 'x = "time"\n'
+    text = f"{texts['tiny']}\n{figure}{network}" if of_figure else f"{silent}\n{figure}"
+    with pytest.raises(UserError) as error:
+        Suite.load(str(write(text)))
+    at = next(i for i, line in enumerate(text.splitlines(), 1) if line == network)
+    assert f", line {at}: " in str(error.value)
+    for word in words:
+        assert word in str(error.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import teleport_bench as tb
-from teleport_bench import theory
+from teleport_bench import Suite, theory
+from teleport_bench.errors import UserError
+from teleport_bench.record import Record
 from teleport_bench.registry import TOPOLOGIES
 from teleport_bench.report import theory as report
+from teleport_bench.report.build import build as build_suite
 from teleport_bench.report.tables import Table
 from teleport_bench.theory import Constants, TheorySpec, best_k, dsgd_bound, teleportation_bound
 
@@ -344,3 +348,62 @@ def test_a_mistake_on_the_command_line_is_explained(
     assert done.code == 2
     assert words in done.err
     assert not list(tmp_path.iterdir())
+
+
+MEASURING = """
+title = "Best k"
+[run]
+topology = "ring"
+lr = 0.1
+problem = { name = "quadratic", dim = 5 }
+nodes = 8
+[grid]
+rounds = [5, 10]
+seed = [0, 1]
+[[method]]
+algorithm = "teleportation"
+grid = { active = [1, 2, 4] }
+[[method]]
+algorithm = "dsgd"
+[theory]
+nodes = [8]
+rounds = [5, 10]
+topologies = ["ring"]
+measured = "objective_gap"
+"""
+
+
+def test_a_suite_shows_the_measured_best_k_beside_the_derived_one(
+    make_record: Callable[..., Record],
+) -> None:
+    suite = Suite.from_source("best", tomllib.loads(MEASURING))
+    gaps = {(5, 1): 3.0, (5, 2): 1.0, (5, 4): 2.0, (10, 1): 2.0, (10, 2): 2.5, (10, 4): 0.5}
+    records = {}
+    for run in suite.reported():
+        # D-SGD is better than all, and is no k of TELEPORTATION
+        gap = gaps.get((run.spec.rounds, run.spec.n_active), 0.0) + run.spec.seed
+        records[run.spec.id] = make_record(run.spec, objective_gap=gap)
+    tables, files = build_suite(suite, records)
+    (table,) = [t for t in tables if t.name == "best-k-measured"]
+    best = {T: theory.best_k("ring", 8, T).k for T in (5, 10)}
+    assert table.rows == [
+        ["ring", 8, 5, 2, "1.5", best[5]],
+        ["ring", 8, 10, 4, "1", best[10]],
+    ]
+    assert {"figures/best-k.svg", "tables/rates.tex", "tables/best-k-measured.csv"} <= set(files)
+    assert "The best number of active nodes, measured and by" in files["index.html"].decode()
+    again = build_suite(suite, records)[1]
+    assert again == files
+
+
+def test_a_suite_of_theory_alone_needs_no_runs(
+    write: Callable[..., Path], run: Callable[..., Any], tmp_path: Path
+) -> None:
+    text = 'title = "Rates"\n[theory]\nnodes = [4, 8]\nrounds = [10, 100]\n'
+    done = run(write(text, "rates"))
+    assert done.code == 0, done.err
+    assert "Rates of D-SGD and TELEPORTATION (derived)" in done.out
+    page = (tmp_path / "out/rates/index.html").read_text()
+    assert "figures/best-k.svg" in page
+    with pytest.raises(UserError, match="compares at least one"):
+        Suite.from_source("nothing", {"title": "nothing"})

@@ -684,7 +684,7 @@ def test_a_topology_like_no_other_is_refused_with_all_names():
     with pytest.raises(UserError) as error:
         topology("xyzzy", 8)
     assert "did you mean" not in str(error.value)
-    assert str(error.value).endswith(f"Known: {', '.join(NAMES)}")
+    assert f". Known: {', '.join(NAMES)}; " in str(error.value)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -178,8 +178,8 @@ def mix(
         )
 
 
-def consensus(x: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-    """`reference.consensus`, by the compiled pass where there is one."""
+def consensus(x: Tensor, starts: Tensor, *, pool: bool = False) -> tuple[Tensor, Tensor]:
+    """`reference.consensus`, by the compiled pass where there is one; pool: as in `prepare`."""
     groups, (rows, width), dtype = starts.numel() - 1, x.shape, accumulation_dtype(x.dtype)
     library = _library() if width else None
     if library is not None:
@@ -198,6 +198,7 @@ def consensus(x: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
             BLOCK,
             min(tile, -(-width // BLOCK) * BLOCK),
             _threads(rows * width),
+            int(pool),
         )
         if not failed:
             return mean, distance
@@ -242,6 +243,7 @@ def _library() -> ctypes.CDLL | None:
     word, pointer = ctypes.c_int64, ctypes.c_void_p
     library.teleport_kernels_consensus.argtypes = (
         *(word, word, word, pointer, pointer, word, pointer, pointer, word, word, word),
+        word,
     )
     library.teleport_kernels_consensus.restype = ctypes.c_int
     return library

@@ -367,7 +367,7 @@ template <class A> inline A halved(A* v, int64_t n) {
 // over columns: blocks by halving, and the blocks' sums by halving. A tile is a number of blocks.
 template <class T, class A>
 void consensus(int64_t groups, int64_t width, const int64_t* starts, const T* x, int64_t stride,
-               A* mean, A* distance, int64_t block, int64_t tile, int threads) {
+               A* mean, A* distance, int64_t block, int64_t tile, int threads, teleport::Run how) {
     const int64_t tiles = (width + tile - 1) / tile, blocks = (width + block - 1) / block;
     std::vector<A> partial(groups * blocks);
     const auto range = [&](int64_t, int64_t begin, int64_t end) {
@@ -397,7 +397,7 @@ void consensus(int64_t groups, int64_t width, const int64_t* starts, const T* x,
                 partial[g * blocks + (from + c) / block] = halved(s + c, block);
         }
     };
-    teleport::in_pieces(run_in_openmp, threads, groups * tiles, range);
+    teleport::in_pieces(how, threads, groups * tiles, range);
     for (int64_t g = 0; g < groups; ++g) distance[g] = halved(&partial[g * blocks], blocks);
 }
 
@@ -457,10 +457,10 @@ int teleport_kernels_mix(const Arguments* a) {
 
 int teleport_kernels_consensus(int64_t dtype, int64_t groups, int64_t width, const int64_t* starts,
                                const void* x, int64_t stride, void* mean, void* distance,
-                               int64_t block, int64_t tile, int64_t threads) {
+                               int64_t block, int64_t tile, int64_t threads, int64_t pool) {
 #define TK_CONSENSUS(T, A)                                                                        \
     consensus<T, A>(groups, width, starts, (const T*)x, stride, (A*)mean, (A*)distance, block,    \
-                    tile, int(threads))
+                    tile, int(threads), pool ? teleport::run_in_pool : run_in_openmp)
     switch (dtype) {
         case 0: TK_CONSENSUS(float, float); return 0;
         case 1: TK_CONSENSUS(double, double); return 0;

@@ -2,7 +2,9 @@
 
     pytest suites/bench/test_convolutions.py --device cpu
 
-models/layers.py takes what is fastest here: grouped, channels last. The compiled round has its own.
+models/layers.py goes row by row on the CPU, as wide layers and whole gradients are fastest (a small
+convolution by itself is not: the layers after it pay for channels that come last), and takes rows
+as groups on a GPU, where a call costs more than its arithmetic. The compiled round has its own.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ SHAPES = {  # rows, batch, channels, filters, height, kernel
     "lenet-1": (25, 32, 1, 6, 28, 5),
     "lenet-2": (25, 32, 6, 16, 12, 5),
     "vgg-like": (4, 32, 64, 64, 16, 3),
+    "vgg-wide": (4, 16, 256, 512, 4, 3),
 }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,8 @@ class Split:
 class Dataset:
     """A data set cut into three. Models see (image / scale - mean) / std, channel by channel.
 
-    Step sizes are tuned on `validation`; `test` is only ever reported.
+    Step sizes are tuned on `validation`; `test` is only ever reported. `origin` says where the
+    images come from where they do not travel with a package.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Dataset:
     test: Split
     n_classes: int
     scale: float = 255.0
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -48,16 +51,23 @@ class Dataset:
     @functools.cached_property
     def mean_std(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Mean and standard deviation of the scaled training images: (channels,) each."""
-        x = self.train.images / self.scale
-        return x.mean((0, 2, 3)).astype(np.float32), x.std((0, 2, 3)).astype(np.float32)
+        images = self.train.images
+        counts = np.zeros((images.shape[1], 256), np.int64)
+        for start in range(0, len(images), 1000):  # bincount makes int64 of all it is given
+            for c, values in enumerate(images[start : start + 1000].swapaxes(0, 1)):
+                counts[c] += np.bincount(values.ravel(), minlength=256)
+        levels, shares = np.arange(256) / self.scale, counts / counts.sum(1, keepdims=True)
+        mean = shares @ levels
+        variance = (shares * (levels - mean[:, None]) ** 2).sum(1)
+        return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
 
     @functools.cached_property
     def checksum(self) -> str:
         """SHA-256 over the images and labels of the three sets, in order: 64 hex digits."""
         digest = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
-            digest.update(np.ascontiguousarray(split.images).tobytes())
-            digest.update(split.labels.astype("<i8").tobytes())
+            digest.update(np.ascontiguousarray(split.images).data)
+            digest.update(np.ascontiguousarray(split.labels, "<i8").data)
         return digest.hexdigest()
 
     def describe(self) -> dict[str, object]:
@@ -70,6 +80,7 @@ class Dataset:
             "classes": self.n_classes,
             "shape": list(self.input_shape),
             "sha256": self.checksum,
+            **self.origin,
         }
 
 
@@ -105,3 +116,17 @@ def split_by_class(
         Split(images[val], labels[val]),
         Split(images[tst], labels[tst]),
     )
+
+
+def stratified(labels: Labels, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """`size` ids of labels (N,), ascending: a class with m samples gives m size / N of them.
+
+    Where that is no whole number, it is rounded so that the sum is `size` (largest remainders).
+    """
+    counts, rest = np.divmod(np.bincount(labels) * size, len(labels))
+    counts[np.argsort(-rest, kind="stable")[: size - counts.sum()]] += 1
+    chosen = [
+        rng.permutation(np.flatnonzero(labels == label))[:count]
+        for label, count in enumerate(counts)
+    ]
+    return np.sort(np.concatenate(chosen))

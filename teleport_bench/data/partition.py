@@ -82,10 +82,8 @@ def dirichlet(
         log_q, unit = _log_dirichlet(rng, alpha, n_classes)
         filled = 0
         while filled < shard_size:
-            shares = np.where(left > 0, log_q, -np.inf)
-            with np.errstate(over="ignore"):  # to -inf, a share of zero
-                shares = np.exp((shares - shares.max()) / unit)
-            wanted = rng.multinomial(shard_size - filled, shares / shares.sum())
+            shares = _shares(np.where(left > 0, log_q, -np.inf), unit)
+            wanted = rng.multinomial(shard_size - filled, shares)
             for c in np.flatnonzero(wanted):
                 take = min(int(wanted[c]), int(left[c]))
                 pool = pools[c]
@@ -93,6 +91,88 @@ def dirichlet(
                 left[c] -= take
                 filled += take
     return shards
+
+
+GROUP = 10
+"""Nodes that share a part of the data in "dirichlet_groups"."""
+REDRAWS = 100
+
+
+@PARTITIONS.register("dirichlet_groups")
+def dirichlet_groups(
+    labels: Labels,
+    n_nodes: int,
+    shard_size: int,
+    rng: np.random.Generator,
+    *,
+    alpha: Annotated[float, Field(gt=0)],
+) -> Shards:
+    """Groups of 10 nodes share a random part; each class is dealt out by q ~ Dirichlet(alpha, ..).
+
+    The last group has the nodes that remain, and every part shard_size samples a node. Within a
+    group, q has a share for each node, is drawn for each class in turn, and is restricted to nodes
+    that hold less than shard_size; all is drawn anew until every node holds shard_size / 2, at
+    most 100 times, after which the draw whose poorest node holds most is taken. Then the group's
+    nodes in a row, sorted by class each, are cut into equal shards. This is the protocol of the
+    code of Lin et al. 2021 ("Quasi-Global Momentum") and of later work, where the drawing goes on
+    until it succeeds, which for a small alpha it may never do; here the order of the classes is
+    drawn, too, so that none is always first.
+    """
+    order = rng.permutation(len(labels))[: n_nodes * shard_size]
+    whole = n_nodes // GROUP * GROUP
+    shards = [
+        _deal_groups(labels, part.reshape(-1, nodes * shard_size), nodes, alpha, rng)
+        for part, nodes in (
+            (order[: whole * shard_size], GROUP),
+            (order[whole * shard_size :], n_nodes - whole),
+        )
+        if len(part)
+    ]
+    return np.concatenate(shards).reshape(n_nodes, shard_size)
+
+
+def _deal_groups(
+    labels: Labels, parts: Shards, n_nodes: int, alpha: float, rng: np.random.Generator
+) -> Shards:
+    """Parts (groups, samples) of `n_nodes` nodes each, dealt out: the nodes' samples in a row."""
+    n_groups, size = parts.shape
+    target, n_classes = size // n_nodes, int(labels.max()) + 1
+    sizes = label_histogram(labels, parts, n_classes)
+    # (groups, classes) and (groups, classes in that order, nodes)
+    ranks = np.empty((n_groups, n_classes), dtype=np.int64)
+    dealt = np.zeros((n_groups, n_classes, n_nodes), dtype=np.int64)
+    poorest = np.full(n_groups, -1)
+    poor = np.arange(n_groups)
+    for _ in range(REDRAWS):
+        rank = rng.permuted(np.tile(np.arange(n_classes), (len(poor), 1)), axis=1)
+        in_order = np.take_along_axis(sizes[poor], np.argsort(rank, axis=1), axis=1)
+        drawn = _deal_classes(in_order, n_nodes, target, alpha, rng)
+        least = drawn.sum(1).min(1)
+        better = least > poorest[poor]
+        at = poor[better]
+        ranks[at], dealt[at], poorest[at] = rank[better], drawn[better], least[better]
+        poor = poor[poorest[poor] < target // 2]
+        if not len(poor):
+            break
+    by_class = np.argsort(np.take_along_axis(ranks, labels[parts], axis=1), axis=1, kind="stable")
+    nodes = np.repeat(np.tile(np.arange(n_nodes), n_groups * n_classes), dealt.ravel())
+    by_node = np.argsort(nodes.reshape(n_groups, size), axis=1, kind="stable")
+    return np.take_along_axis(np.take_along_axis(parts, by_class, 1), by_node, 1).ravel()
+
+
+def _deal_classes(
+    sizes: NDArray[np.int64], n_nodes: int, target: int, alpha: float, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """How many of the (groups, classes) samples each node gets: (groups, classes, nodes)."""
+    dealt = np.zeros((*sizes.shape, n_nodes), dtype=np.int64)
+    held = np.zeros((len(sizes), n_nodes), dtype=np.int64)
+    for c, m in enumerate(sizes.T):
+        log_q, unit = _log_dirichlet(rng, alpha, held.shape)
+        log_q[(held >= target) & (m[:, None] > 0)] = -np.inf  # some node holds less: m are left
+        cuts = np.rint(np.cumsum(_shares(log_q, unit), axis=1) * m[:, None]).astype(np.int64)
+        dealt[:, c] = np.diff(cuts, axis=1, prepend=0)
+        held += dealt[:, c]
+    return dealt
 
 
 SAMPLES_AT_ONCE = 2**22
@@ -126,9 +206,7 @@ def overlapping(
             continue
         log_q, unit = _log_dirichlet(rng, alpha, (len(part), len(sizes)))
         log_q[:, sizes == 0] = -np.inf
-        with np.errstate(over="ignore"):  # to -inf, a share of zero
-            shares = np.exp((log_q - log_q.max(1, keepdims=True)) / unit)
-        counts = rng.multinomial(shard_size, shares / shares.sum(1, keepdims=True))
+        counts = rng.multinomial(shard_size, _shares(log_q, unit))
         classes = np.repeat(np.tile(np.arange(len(sizes)), len(part)), counts.ravel())
         place = (rng.random(len(classes)) * sizes[classes]).astype(np.int64)
         part[:] = order[first[classes] + place].reshape(part.shape)
@@ -146,3 +224,11 @@ def _log_dirichlet(
     unit = min(alpha, 1.0)
     log_gamma, log_u = np.log(rng.standard_gamma(alpha + 1, n)), np.log(rng.random(n))
     return unit * log_gamma + unit / alpha * log_u, unit
+
+
+def _shares(log_q: NDArray[np.float64], unit: float) -> NDArray[np.float64]:
+    """A Dirichlet draw, or several, as `_log_dirichlet` gives it, normalised."""
+    with np.errstate(over="ignore"):  # to -inf, a share of zero
+        shares = np.exp((log_q - log_q.max(-1, keepdims=True)) / unit)
+    normalised: NDArray[np.float64] = shares / shares.sum(-1, keepdims=True)
+    return normalised

@@ -15,14 +15,17 @@
 
 namespace teleport {
 
-enum Kind : int64_t { LINEAR, CONV, RELU, POOL, NORM, FLATTEN };
+enum Kind : int64_t { LINEAR, CONV, RELU, POOL, NORM, FLATTEN, PICK, MEAN, ADD };
 
-// One layer; an activation is channels x height x width features.
+// One layer; an activation is channels x height x width features. PICK takes every size-th place.
+// ADD adds to its input what another layer, a convolution, had as its own: every size-th place of
+// it, to the channels in the middle.
 struct Layer {
     int64_t kind;
-    int64_t channels, height, width;              // of its input
+    int64_t channels, height, width;              // of its input; ADD: of the other's
     int64_t filters, out_height, out_width;       // of its output
     int64_t size, padding;                        // of kernel or window; NORM: groups
+    int64_t other;                                // ADD: which layer
     int64_t offset;                               // of its parameters in the row
 
     int64_t inputs() const { return channels * height * width; }
@@ -277,6 +280,46 @@ inline void pool_input(const Layer& l, const Vector* x, const Vector* y, const V
     });
 }
 
+inline void pick(const Layer& l, const Vector* x, Vector* y) {
+    windows(l, [&](int64_t o, int64_t from) { y[o] = x[from]; });
+}
+
+inline void pick_input(const Layer& l, const Vector* dy, Vector* dx) {
+    std::fill(dx, dx + l.inputs(), Vector{});
+    windows(l, [&](int64_t o, int64_t from) { dx[from] = dy[o]; });
+}
+
+inline void mean(const Layer& l, const Vector* x, Vector* y) {
+    const int64_t places = l.height * l.width;
+    for (int64_t c = 0; c < l.channels; ++c) {
+        Vector s = {};
+        for (int64_t p = 0; p < places; ++p) s += x[c * places + p];
+        y[c] = s / float(places);
+    }
+}
+
+inline void mean_input(const Layer& l, const Vector* dy, Vector* dx) {
+    const int64_t places = l.height * l.width;
+    for (int64_t c = 0; c < l.channels; ++c)
+        std::fill(dx + c * places, dx + (c + 1) * places, dy[c] / float(places));
+}
+
+// Where the channels of the other layer's input begin in the sum.
+inline int64_t middle(const Layer& l) {
+    return (l.filters - l.channels) / 2 * l.out_height * l.out_width;
+}
+
+inline void add(const Layer& l, const Vector* x, const Vector* other, Vector* y) {
+    if (x != y) std::copy(x, x + l.outputs(), y);
+    Vector* const to = y + middle(l);
+    windows(l, [&](int64_t o, int64_t from) { to[o] += other[from]; });
+}
+
+inline void add_other(const Layer& l, const Vector* dy, Vector* dother) {
+    const Vector* const d = dy + middle(l);
+    windows(l, [&](int64_t o, int64_t from) { dother[from] += d[o]; });
+}
+
 constexpr float EPSILON = 1e-5f;
 
 // stats: mean and 1 / standard deviation of each group.
@@ -330,26 +373,44 @@ inline void norm_back(const Layer& l, const float* scale, const Vector* x, const
 
 // Labelled images: (N, features) bytes, of which models see scale * byte + shift, (features) each.
 struct Images {
-    int64_t features;
+    int64_t channels, height, width;
     const uint8_t* pixels;
     const int64_t* labels;
     const float *scale, *shift;
+
+    int64_t features() const { return channels * height * width; }
 };
 
-// V samples as lanes; where there are fewer, the last one fills the rest.
-inline void fetch(const Images& set, const int32_t* ids, int64_t n, Vector* to) {
-    const uint8_t* sample[V];
-    for (int64_t b = 0; b < V; ++b)
-        sample[b] = set.pixels + int64_t(ids[std::min(b, n - 1)]) * set.features;
+constexpr int64_t MARGIN = 4, SIDE = 2 * MARGIN + 1;  // as in problems/augmentation.py
+
+// A view of an image, as problems/augmentation.py counts them.
+inline void view(const Images& set, const uint8_t* image, int64_t number, uint8_t* to) {
+    const int64_t down = number / SIDE % SIDE - MARGIN, right = number % SIDE - MARGIN;
+    const int64_t first = std::max<int64_t>(0, -right);
+    const int64_t last = std::min(set.width, set.width - right);
+    for (int64_t c = 0; c < set.channels; ++c)
+        for (int64_t r = down; r < set.height + down; ++r, to += set.width) {
+            std::fill(to, to + set.width, 0);
+            if (r < 0 || r >= set.height || first >= last) continue;
+            const uint8_t* const line = image + (c * set.height + r) * set.width + right;
+            std::copy(line + first, line + last, to + first);
+            if (number >= SIDE * SIDE) std::reverse(to, to + set.width);
+        }
+}
+
+// n <= V samples as lanes; where there are fewer, the last one fills the rest of them.
+inline void fetch(const Images& set, const uint8_t* (&sample)[V], int64_t n, Vector* to) {
+    std::fill(sample + n, sample + V, sample[n - 1]);
+    const int64_t features = set.features();
     int64_t i = 0;
-    for (; i + V <= set.features; i += V) {
+    for (; i + V <= features; i += V) {
         Vector block[V];
         for (int64_t b = 0; b < V; ++b) block[b] = widened(sample[b] + i);
         transpose(block);
         for (int64_t p = 0; p < V; ++p)
             to[i + p] = block[p] * set.scale[i + p] + set.shift[i + p];
     }
-    for (; i < set.features; ++i)
+    for (; i < features; ++i)
         for (int64_t b = 0; b < V; ++b)
             to[i][b] = float(sample[b][i]) * set.scale[i] + set.shift[i];
 }
@@ -359,7 +420,8 @@ class Worker {
     const Network& net;
     std::vector<Vector*> at;  // input of each layer, then the logits; null where it is the caller's
     std::vector<Vector*> stats;
-    Vector *spare, *delta[2];
+    std::vector<const Layer*> added;  // by layer: the ADD that takes its input, or null
+    Vector *spare, *delta[2], *held;  // held: a copy for ADD, of the input or of a gradient
     int64_t first_with_parameters = 0;
 
   public:
@@ -367,8 +429,8 @@ class Worker {
 
     // training: the activations of all layers are kept.
     Worker(const Network& net, bool training, Vector* memory)
-        : net(net), at(net.n_layers + 1), stats(net.n_layers) {
-        int64_t most = 0, scratch = 0;
+        : net(net), at(net.n_layers + 1), stats(net.n_layers), added(net.n_layers) {
+        int64_t most = 0, scratch = 0, largest = 0;
         for (int64_t i = 0; i < net.n_layers; ++i) {
             const Layer& l = net.layers[i];
             most = std::max({most, l.inputs(), l.outputs()});
@@ -376,9 +438,13 @@ class Worker {
                 scratch = std::max({scratch, l.channels * l.height * l.padded(),
                                     l.filters * l.out_height * (l.width + l.size - 1)});
             if (l.kind == LINEAR) scratch = std::max(scratch, (l.outputs() + V - 1) / V * V);
+            if (l.kind != ADD) continue;
+            added[l.other] = &l;
+            largest = std::max({largest, l.inputs(), l.outputs()});
         }
         const auto take = [&](int64_t n) { return memory + std::exchange(size, size + n); };
         spare = take(scratch);
+        held = take(largest);
         for (Vector*& d : delta) d = take(most);
         bool flip = false;
         for (int64_t i = 0; i < net.n_layers; ++i) {
@@ -396,12 +462,16 @@ class Worker {
             const Vector* x = here(i, input);
             const float* p = row + l.offset;
             Vector* y = at[i + 1];
+            if (added[i]) std::copy(x, x + l.inputs(), held);
             switch (l.kind) {
                 case LINEAR: linear(l, p, x, y); break;
                 case CONV: convolution(l, p, x, y, spare); break;
                 case RELU: relu(l.outputs(), x, y); break;
                 case POOL: pool(l, x, y); break;
                 case NORM: norm(l, p, x, y, stats[i]); break;
+                case PICK: pick(l, x, y); break;
+                case MEAN: mean(l, x, y); break;
+                case ADD: add(l, x, held, y); break;
                 default: break;
             }
         }
@@ -430,9 +500,13 @@ class Worker {
                 case RELU: relu_input(l.outputs(), y, d); continue;
                 case POOL: pool_input(l, x, y, d, dx); break;
                 case NORM: norm_back(l, p, x, stats[i], d, g, more); continue;
+                case PICK: pick_input(l, d, dx); break;
+                case MEAN: mean_input(l, d, dx); break;
+                case ADD: std::copy(d, d + l.outputs(), held); continue;
                 default: continue;
             }
             if (!needed) return;
+            if (added[i]) add_other(*added[i], held, dx);
             d = dx, flip = 1 - flip;
         }
     }
@@ -444,12 +518,13 @@ class Worker {
         const int64_t kind = net.layers[i].kind;
         return kind == LINEAR || kind == CONV || kind == NORM;
     }
-    // Flatten changes nothing, and ReLU works on what these layers gave: on the way back they ask
-    // for their input alone.
+    // Flatten changes nothing, and ReLU and ADD work on what most layers gave: on the way back these
+    // do not ask for it.
     bool in_place(int64_t i) const {
-        if (net.layers[i].kind != RELU) return net.layers[i].kind == FLATTEN;
+        const int64_t kind = net.layers[i].kind;
+        if (kind != RELU && kind != ADD) return kind == FLATTEN;
         while (i > 0 && net.layers[i - 1].kind == FLATTEN) --i;
-        return i > 0 && has_parameters(i - 1);
+        return i > 0 && net.layers[i - 1].kind != RELU && net.layers[i - 1].kind != POOL;
     }
     const Vector* here(int64_t i, const Vector* input) const { return at[i] ? at[i] : input; }
 };

@@ -69,8 +69,8 @@ struct Gradient {
     Rows rows;
     const Network* net;
     const Images* set;
-    const int32_t* ids;  // (members, batch)
-    int64_t batch;
+    const int32_t* ids;  // (members, batch); with views (members, 2, batch), the samples first
+    int64_t batch, views;
     Vector* memory;  // (threads, teleport_space)
 };
 
@@ -82,19 +82,29 @@ int64_t teleport_space(const Network* net, int64_t features, int64_t batch) {
 void teleport_gradient(const Gradient* a) {
     const Network& net = *a->net;
     const Images& set = *a->set;
-    const int64_t n = slices(a->batch), space = training_space(net, set.features, a->batch);
+    const int64_t features = set.features(), n = slices(a->batch);
+    const int64_t space = training_space(net, features, a->batch);
     in_pieces(run, a->rows.threads, a->rows.n, [&](int64_t thread, int64_t first, int64_t last) {
         Vector* const input = a->memory + thread * space;
-        Worker worker(net, true, input + n * set.features);
+        Worker worker(net, true, input + n * features);
         std::vector<int32_t> labels(n * V);
+        std::vector<uint8_t> views(a->views ? V * features : 0);
         each_row(a->rows, first, last, [&](int64_t row, int64_t member, bool fresh) {
-            const int32_t* const ids = a->ids + member * a->batch;
+            const int32_t* const ids = a->ids + member * (a->views ? 2 : 1) * a->batch;
             const float* const x = a->rows.x + row * a->rows.x_stride;
             for (int64_t s = 0; s < n; ++s) {
                 const int64_t count = std::min<int64_t>(V, a->batch - s * V);
-                Vector* const samples = input + s * set.features;
+                Vector* const samples = input + s * features;
                 if (fresh) {
-                    fetch(set, ids + s * V, count, samples);
+                    const uint8_t* sample[V];
+                    for (int64_t b = 0; b < count; ++b) {
+                        sample[b] = set.pixels + ids[s * V + b] * features;
+                        if (!a->views) continue;
+                        uint8_t* const to = &views[b * features];
+                        view(set, sample[b], ids[a->batch + s * V + b], to);
+                        sample[b] = to;
+                    }
+                    fetch(set, sample, count, samples);
                     for (int64_t b = 0; b < V; ++b)
                         labels[s * V + b] = set.labels[ids[s * V + std::min(b, count - 1)]];
                 }
@@ -125,25 +135,27 @@ struct Score {
 void teleport_score(const Score* a) {
     const Network& net = *a->net;
     const Images& set = *a->set;
-    const int64_t n = slices(a->samples), space = scoring_space(net, set.features);
+    const int64_t features = set.features(), n = slices(a->samples);
+    const int64_t space = scoring_space(net, features);
     std::vector<double> loss(n * a->rows), right(n * a->rows);
     const int64_t groups = (n + TOGETHER - 1) / TOGETHER;
     in_pieces(run, a->threads, groups, [&](int64_t thread, int64_t begin, int64_t end) {
         Vector* const input = a->memory + thread * space;
-        Worker worker(net, false, input + TOGETHER * set.features);
+        Worker worker(net, false, input + TOGETHER * features);
         std::vector<Vector> spare(net.classes);
         for (int64_t group = begin; group < end; ++group) {
             const int64_t first = group * TOGETHER, last = std::min(first + TOGETHER, n);
             for (int64_t s = first; s < last; ++s) {
-                int32_t ids[V];
-                for (int64_t b = 0; b < V; ++b) ids[b] = int32_t(s * V + b);
-                fetch(set, ids, std::min<int64_t>(V, a->samples - s * V),
-                      input + (s - first) * set.features);
+                const int64_t count = std::min<int64_t>(V, a->samples - s * V);
+                const uint8_t* sample[V];
+                for (int64_t b = 0; b < count; ++b)
+                    sample[b] = set.pixels + (s * V + b) * features;
+                fetch(set, sample, count, input + (s - first) * features);
             }
             for (int64_t row = 0; row < a->rows; ++row)
                 for (int64_t s = first; s < last; ++s) {
                     const Vector* const logits = worker.forward(
-                        a->x + row * a->x_stride, input + (s - first) * set.features);
+                        a->x + row * a->x_stride, input + (s - first) * features);
                     Vector most;
                     const Vector total = softmax(logits, net.classes, most, spare.data());
                     double& l = loss[s * a->rows + row];
@@ -191,12 +203,12 @@ void teleport_quadratic(const Quadratic* a) {
                 return;
             }
             const Vector* const lines = (const Vector*)(a->hessian + a->node[member] * d * a->pitch);
-            const int64_t columns = a->pitch / V;
+            const int64_t stride = a->pitch / V, columns = (d + V - 1) / V;
             in_tiles<4>(columns, [&](int64_t j, auto wide) {
                 constexpr int N = wide.value;
                 Vector s[N] = {};
                 for (int64_t i = 0; i < d; ++i)
-                    for (int n = 0; n < N; ++n) s[n] += x[i] * lines[i * columns + j + n];
+                    for (int n = 0; n < N; ++n) s[n] += x[i] * lines[i * stride + j + n];
                 for (int n = 0; n < N; ++n) {
                     const int64_t at = (j + n) * V, count = std::min<int64_t>(V, d - at);
                     put(g + at, (s[n] - get(linear + at, count)) + get(noise + at, count), count);

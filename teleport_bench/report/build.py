@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from teleport_bench.errors import UserError
 from teleport_bench.record import Record, Store
 from teleport_bench.record.store import SUITE_FILE, write_atomically
+from teleport_bench.report import claims
 from teleport_bench.report.frame import Frame, frame
 from teleport_bench.report.tables import Table, build_table, tuning_table
 from teleport_bench.suite import Suite, from_json
 from teleport_bench.tune import chosen
+
+if TYPE_CHECKING:
+    from teleport_bench.report.figures import Drawing
 
 
 def open_report(folder: Path) -> tuple[Suite, dict[str, Record]]:
@@ -43,31 +48,65 @@ def load_records(suite: Suite, store: Store) -> dict[str, Record]:
 
 
 def build(suite: Suite, records: Mapping[str, Record]) -> tuple[list[Table], dict[str, bytes]]:
-    """The tables, and the content of every file of the report by its path."""
-    from teleport_bench.report import figures, page, search  # load seaborn and matplotlib
+    """The tables, that of the claims last, and the content of every file of the report by path.
+
+    Where the suite was run at another scale than its own, every table and figure says so.
+    """
+    from teleport_bench.report import figures, page, profile, search, theory  # load matplotlib
 
     data: Frame = frame(suite, records)
     tuned = tuning_table(data)
     tables = [build_table(data, spec) for spec in suite.spec.table] + ([tuned] if tuned else [])
+    drawings = [
+        figures.Drawing(spec.name, spec.caption or spec.name, figures.draw(data, spec), spec)
+        for spec in suite.spec.figure
+    ]
+    for item in suite.spec.profile:
+        found_costs = profile.profile(data, item)
+        tables.append(profile.table(found_costs))
+        drawings.append(profile.drawing(data, found_costs))
     files: dict[str, bytes] = {}
-    found = search.find(suite, records)
-    if found:
+    if suite.spec.theory:
+        measured = theory.measured(data)
+        of_theory, best_k = theory.report(suite.spec.theory, measured, suite.scale_note)
+        tables += of_theory
+        drawings.append(best_k)
+    if found := search.find(suite, records):
         tables.append(search.table(suite, found))
+        drawings.append(search.drawing(suite, found))
         files["search.json"] = search.to_json(found).encode()
+    verdicts = [claims.judge(data, claim) for claim in suite.spec.claim]
+    details = [claims.case_table(verdict) for verdict in verdicts]
+    if verdicts:
+        tables.append(claims.claims_table(verdicts))
+        files[claims.CLAIMS_FILE] = claims.to_json(data, verdicts).encode()
+    if suite.scale_note:
+        for table in [*tables, *details]:
+            table.notes.append(suite.scale_note)
+    files |= of_tables([*tables, *details])
+    files |= of_drawings(drawings)
+    pairs = list(zip(verdicts, details, strict=True))
+    files["index.html"] = page.render(data, tables, drawings, pairs).encode()
+    return tables, files
+
+
+def of_tables(tables: Sequence[Table]) -> dict[str, bytes]:
+    """The files of tables by path."""
+    files: dict[str, bytes] = {}
     for table in tables:
         files[f"tables/{table.name}.md"] = table.markdown().encode()
         files[f"tables/{table.name}.csv"] = table.csv().encode()
         files[f"tables/{table.name}.tex"] = table.latex().encode()
-    if found:
-        files |= {f"figures/search.{k}": v for k, v in search.draw(suite, found).items()}
-    drawn: dict[str, bytes] = {}
-    for spec in suite.spec.figure:
-        forms = figures.draw(data, spec)
-        drawn[spec.name] = forms["svg"]
-        for form, content in forms.items():
-            files[f"figures/{spec.name}.{form}"] = content
-    files["index.html"] = page.render(data, tables, drawn).encode()
-    return tables, files
+    return files
+
+
+def of_drawings(drawings: Sequence[Drawing]) -> dict[str, bytes]:
+    """The files of figures by path."""
+    return {
+        f"figures/{drawing.name}.{form}": content
+        for drawing in drawings
+        for form, content in drawing.forms.items()
+    }
 
 
 def write(folder: Path, files: Mapping[str, bytes]) -> None:

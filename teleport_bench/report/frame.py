@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 
-from teleport_bench.metrics import ROUND_TIME
+from teleport_bench.metrics import COSTS, ROUND_TIME, TO_TARGET, setting
 from teleport_bench.record import Record
 from teleport_bench.report.statistics import NO_STEP_SIZE
+from teleport_bench.shown import Item, Scalar, settings_of, show, value_of, varying
+from teleport_bench.spec import RunSpec, canonical
 from teleport_bench.suite import PlannedRun, Suite
 from teleport_bench.tune import Choice, choose, step_sizes
 
@@ -21,8 +25,12 @@ class Frame:
 
     runs: one row a planned run: label, cell, settings (nodes, active, lr, seed, ..), status, and
     the final value of every metric and axis, NaN unless finished; lr is NaN where none was found.
+    Rounds to a target are there for runs that have one, with `censored` where they did not reach it
+    and the value is the rounds that they ran.
     reported: the runs among them whose step size is known.
-    curves: one row a reported run and evaluation, of finished and diverged runs.
+    curves: one row a reported run and evaluation, of finished and diverged runs; `run` is the index
+    of the run in `runs`.
+    specs, settings: of each run, by its index in `runs`.
     """
 
     suite: Suite
@@ -31,6 +39,77 @@ class Frame:
     choices: dict[str, Choice]
     runs: pd.DataFrame
     curves: pd.DataFrame
+    specs: Sequence[RunSpec]
+    settings: Sequence[Mapping[str, Scalar]]
+    _costs: dict[tuple[str, str], tuple[Any, Any]] = field(default_factory=dict)
+
+    def view(self, item: Item, keys: Sequence[str] = (), names: Sequence[str] = ()) -> Frame:
+        """The runs that an item shows.
+
+        keys: settings that get a column, `column(key)`. names: the metrics and axes of the item;
+        simulated costs are computed where they are among them.
+        """
+        if not len(self.runs):
+            return self
+        labels = self.runs["label"]
+        shown = [i for i in self.runs.index if item.shows(labels[i], self.settings[i])]
+        runs, curves, reported = self.runs, self.curves, self.reported
+        if len(shown) < len(runs):
+            runs = runs.loc[shown]
+            curves = curves[curves["run"].isin(shown)] if len(curves) else curves
+            of = {(run["label"], run["cell"], run["seed"]) for _, run in runs.iterrows()}
+            reported = [r for r in reported if (r.label, r.cell, r.spec.seed) in of]
+        for key in dict.fromkeys(keys):
+            if column(key) not in runs:
+                values = {i: value_of(self.settings[i], key) for i in shown}
+                runs = runs.assign(**{column(key): pd.Series(values)})
+                if len(curves):
+                    curves = curves.assign(**{column(key): curves["run"].map(values)})
+        view = replace(self, runs=runs, curves=curves, reported=reported)
+        network = {**self.suite.spec.network, **item.network}
+        asked = {TO_TARGET.get(name, name) for name in names}
+        return view._with_costs(network) if asked & set(COSTS) else view
+
+    def _with_costs(self, network: dict[str, Any]) -> Frame:
+        """Columns for simulated time and the bytes of the busiest node, at every evaluation."""
+        if not len(self.curves):
+            return self
+        from teleport_bench.network import Network, simulate
+
+        model = Network.model_validate(network)
+        by_run = {}
+        for i, curve in self.curves.groupby("run"):
+            spec, at = self.specs[cast("int", i)], [round(t) for t in curve["rounds"]]
+            key = (spec.id, canonical(network))
+            if key not in self._costs:
+                n_params = self.records[spec.id].problem.get("parameters")
+                costs = simulate(spec, model, at, n_params)
+                self._costs[key] = (list(costs.time), list(costs.busiest_bytes))
+            by_run[i] = pd.DataFrame(dict(zip(COSTS, self._costs[key], strict=True)), curve.index)
+        curves = self.curves.join(pd.concat(by_run.values()))
+        last = pd.DataFrame({i: costs.iloc[-1] for i, costs in by_run.items()}).T
+        runs = self.runs.join(last[self.runs["status"].reindex(last.index) == "finished"])
+        for i, of_run in by_run.items():
+            spec = self.specs[cast("int", i)]
+            record = self.records[spec.id]
+            if spec.stop and record.status == "finished":
+                times = {"rounds": record.curves["rounds"], "time": of_run["time"].tolist()}
+                runs.loc[i, "time_to_target"] = _to_target(record.reached_at, times)[
+                    "time_to_target"
+                ]
+        return replace(self, runs=runs, curves=curves)
+
+    @functools.cached_property
+    def own(self) -> list[str]:
+        """The settings, beside n, in which runs of one method differ."""
+        labels = [run.label for run in self.suite.planned()]
+        return [key for key in varying(labels, self.settings) if key != "nodes"]
+
+    def name(self, label: str, spec: RunSpec) -> str:
+        """`D-SGD, n = 8`, and what else tells a method's cells apart: `D-SGD, n = 8, ζ² = 1`."""
+        settings = settings_of(spec)
+        own = [f"{setting(key).short} = {show(settings.get(key))}" for key in self.own]
+        return ", ".join([label, f"n = {spec.nodes}", *own])
 
     @property
     def used(self) -> list[Record]:
@@ -39,36 +118,58 @@ class Frame:
         return [self.records[r.spec.id] for r in runs if r.spec.id in self.records]
 
 
+def _to_target(reached: int | None, curves: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """What the run had cost when it reached its target, or when it ended without: costs grow evenly
+    between evaluations."""
+    return {
+        name: curves[axis][-1]
+        if reached is None
+        else float(np.interp(reached, curves["rounds"], curves[axis]))
+        for name, axis in TO_TARGET.items()
+        if axis in curves
+    }
+
+
+def column(key: str) -> str:
+    """The column of a setting: apart from the axes of curves, which also have `rounds`."""
+    return key if key in ("nodes", "active", "lr", "seed") else f"run.{key}"
+
+
 def frame(suite: Suite, records: Mapping[str, Record]) -> Frame:
     """Join a suite's plan with the records that are there; a run without one is "missing"."""
     choices = choose(suite, records)
     reported = suite.reported(step_sizes(choices))
     at = {(run.cell, run.spec.seed): run for run in reported} if suite.spec.tune else {}
-    finals, curves = [], []
+    finals: list[dict[str, object]] = []
+    curves, specs = [], []
     for planned in suite.planned():
         run = at.get((planned.cell, planned.spec.seed)) if suite.spec.tune else planned
         record = records.get(run.spec.id) if run else None
         status: str = record.status if record else "missing"
         if not run and planned.cell in choices:
             status = NO_STEP_SIZE
+        specs.append(run.spec if run else planned.spec)
         row: dict[str, object] = {
             "label": planned.label,
             "cell": planned.cell,
             "algorithm": planned.spec.algorithm["name"],
             "topology": planned.spec.topology["name"],
             "nodes": planned.spec.nodes,
-            "active": planned.spec.n_active,
+            "active": specs[-1].n_active if run or not planned.search else float("nan"),
             "lr": run.spec.lr if run else float("nan"),
             "seed": planned.spec.seed,
             "status": status,
         }
         if record and record.curves:
             curve = pd.DataFrame(record.curves)
-            curves.append(curve.assign(**cast("dict[str, Any]", row)))
+            curves.append(curve.assign(run=len(finals), **cast("dict[str, Any]", row)))
             if record.status == "finished":
                 row |= {name: values[-1] for name, values in record.curves.items()}
                 spent = [record.made.phases.get(p, 0.0) for p in ("data", "gradient", "mix")]
-                row[ROUND_TIME] = 1e6 * sum(spent) / planned.spec.rounds
+                row[ROUND_TIME] = 1e6 * sum(spent) / record.curves["rounds"][-1]
+                if specs[-1].stop:
+                    row["censored"] = record.reached_at is None
+                    row |= _to_target(record.reached_at, record.curves)
         finals.append(row)
     return Frame(
         suite,
@@ -77,4 +178,6 @@ def frame(suite: Suite, records: Mapping[str, Record]) -> Frame:
         choices,
         pd.DataFrame(finals),
         pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(),
+        specs,
+        [settings_of(spec) for spec in specs],
     )

@@ -5,21 +5,34 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from teleport_bench.metrics import setting
+from teleport_bench.report.claims import Verdict
+from teleport_bench.report.figures import Drawing
 from teleport_bench.report.frame import Frame
 from teleport_bench.report.tables import Table
+from teleport_bench.shown import Item, order, settings_of, show
 
 ENGINES = {"compiled": "in C++", "graph": "as CUDA graphs", "torch": "in torch"}
 
 
-def render(frame: Frame, tables: Sequence[Table], figures: Mapping[str, bytes]) -> str:
-    """index.html; figures: the SVG of each figure of the suite by its name."""
+def render(
+    frame: Frame,
+    tables: Sequence[Table],
+    drawings: Sequence[Drawing],
+    claims: Sequence[tuple[Verdict, Table]] = (),
+) -> str:
+    """index.html.
+
+    tables: of the suite, of its step sizes and, where there are claims, the table of these.
+    claims: each with the table of its cases.
+    """
     template = resources.files("teleport_bench.report").joinpath("page.html.j2").read_text()
     environment = jinja2.Environment(
         autoescape=True,
@@ -28,23 +41,41 @@ def render(frame: Frame, tables: Sequence[Table], figures: Mapping[str, bytes]) 
         keep_trailing_newline=True,
     )
     spec = frame.suite.spec
+    items = {table.name: table for table in spec.table}
     return environment.from_string(template).render(
         title=spec.title,
+        note=frame.suite.scale_note,
+        duration=spec.duration,
         about=[p for p in spec.about.strip().split("\n\n") if p],
         counts=counts(frame),
         warnings=warnings(frame),
         tables=[
-            # the table escapes its own cells
-            {"name": t.name, "caption": t.caption, "notes": t.notes, "html": Markup(t.html())}
-            for t in tables
+            _table(table) | {"settings": _shared(frame, items.get(table.name))}
+            for table in tables
+            if not (claims and table is tables[-1])
+        ],
+        claims=_table(tables[-1]) if claims else None,
+        cases=[
+            _table(table)
+            | {
+                "text": verdict.claim.text,
+                "source": verdict.claim.source,
+                "verdict": verdict.verdict,
+                "reason": verdict.reason,
+                "settings": _shared(frame, verdict.claim),
+            }
+            for verdict, table in claims
         ],
         figures=[
             {
-                "name": f.name,
-                "caption": f.caption or f.name,
-                "data": base64.b64encode(figures[f.name]).decode(),
+                "name": d.name,
+                "caption": d.caption,
+                "data": base64.b64encode(d.forms["svg"]).decode(),
+                "forms": list(d.forms),
+                "tags": d.item.tags if d.item else [],
+                "settings": _shared(frame, d.item),
             }
-            for f in spec.figure
+            for d in drawings
         ],
         unfinished=unfinished(frame),
         code=_code(frame),
@@ -53,12 +84,32 @@ def render(frame: Frame, tables: Sequence[Table], figures: Mapping[str, bytes]) 
         problems=_problems(frame),
         source=_json(frame.suite.source),
         settings=_json(
-            {
-                f"{label}, n = {s.nodes}": s.model_dump(mode="json")
-                for _, label, s in frame.suite.cells()
-            }
+            {frame.name(label, s): s.model_dump(mode="json") for _, label, s in frame.suite.cells()}
         ),
     )
+
+
+def _table(table: Table) -> dict[str, Any]:
+    # the table escapes its own cells
+    shown = {"name": table.name, "caption": table.caption, "html": Markup(table.html())}
+    return shown | {"notes": table.notes, "tags": table.tags}
+
+
+def _shared(frame: Frame, item: Item | None) -> str:
+    """The settings of the runs that an item shows: those of all, and the values of the others."""
+    if item is None:
+        return ""
+    runs = frame.view(item).runs
+    found = [frame.settings[i] | {"lr": float(runs["lr"][i])} for i in runs.index]
+    keys = dict.fromkeys(key for settings in found for key in settings)
+    values = {key: {settings.get(key): None for settings in found} for key in keys}
+    one = [f"{key} = {show(*of)}" for key, of in values.items() if len(of) == 1]
+    many = [
+        f"{key}: {', '.join(map(show, sorted(of, key=order)))}"
+        for key, of in values.items()
+        if len(of) > 1
+    ]
+    return "\n".join([*one, "", "that differ between runs:", *many])
 
 
 def counts(frame: Frame) -> str:
@@ -87,6 +138,12 @@ def warnings(frame: Frame) -> list[str]:
     dirty = sum(bool(r.made.code.get("dirty")) for r in used)
     if dirty:
         found.append(f"{dirty} of {len(used)} runs were made by code with uncommitted changes.")
+    versions = {v for r in used for v in r.made.code.get("plugins", {}).items()}
+    found += [
+        f"These runs were made by different versions of {name}."
+        for name, n in sorted(Counter(name for name, _ in versions).items())
+        if n > 1
+    ]
     sums = {
         json.dumps([data.get("name"), data.get("sha256")])
         for r in used
@@ -95,7 +152,7 @@ def warnings(frame: Frame) -> list[str]:
     if len(sums) > len({json.loads(s)[0] for s in sums}):
         found.append("These runs read different versions of a data set of the same name.")
     none = [c for c, choice in frame.choices.items() if choice.lr is None]
-    labels = {cell: f"{label}, n = {spec.nodes}" for cell, label, spec in frame.suite.cells()}
+    labels = {cell: frame.name(label, spec) for cell, label, spec in frame.suite.cells()}
     found += [
         f"No step size of the grid worked for {labels[cell]}: it has no results." for cell in none
     ]
@@ -116,7 +173,7 @@ def unfinished(frame: Frame) -> list[str]:
                 what = f"failed: {record.error}" if record.status == "failed" else what
             s = run.spec
             lines.append(
-                f"{kind}{run.label}, n = {s.nodes}, step size {s.lr:g}, seed {s.seed}: {what}"
+                f"{kind}{frame.name(run.label, s)}, step size {s.lr:g}, seed {s.seed}: {what}"
             )
     return lines
 
@@ -126,6 +183,7 @@ def _code(frame: Frame) -> str:
         f"teleport-bench {c.get('version')}"
         + (f", commit {str(c['commit'])[:12]}" if c.get("commit") else "")
         + (" with uncommitted changes" if c.get("dirty") else "")
+        + "".join(f", plugin {k} {v[:12]}" for k, v in c.get("plugins", {}).items())
         for c in (r.made.code for r in frame.used)
     )
     dates = sorted(r.made.date for r in frame.used)
@@ -156,15 +214,19 @@ def _environments(frame: Frame) -> list[dict[str, str]]:
 
 
 def _problems(frame: Frame) -> list[dict[str, str]]:
-    """Data and label histogram of the first seed of each n."""
-    found: dict[int, tuple[int, dict[str, Any]]] = {}
+    """Data and label histogram of the first seed of each n and problem."""
+    found: dict[tuple[int, str], tuple[int, dict[str, Any]]] = {}
     for run in frame.reported:
         record = frame.records.get(run.spec.id)
         if record and record.problem:
-            found.setdefault(run.spec.nodes, (run.spec.seed, record.problem))
+            settings = settings_of(run.spec)
+            keys = [key for key in frame.own if key.startswith("problem.")]
+            own = [f", {setting(key).short} = {show(settings.get(key))}" for key in keys]
+            at = (run.spec.nodes, "".join(own))
+            found.setdefault(at, (run.spec.seed, record.problem))
     return [
-        {"title": f"Problem of seed {seed} with n = {nodes}", "text": _problem(problem)}
-        for nodes, (seed, problem) in sorted(found.items())
+        {"title": f"Problem of seed {seed} with n = {nodes}{own}", "text": _problem(problem)}
+        for (nodes, own), (seed, problem) in sorted(found.items(), key=lambda item: item[0])
     ]
 
 

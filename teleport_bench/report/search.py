@@ -8,11 +8,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from teleport_bench.activation import BLOCK
-from teleport_bench.metrics import METRICS
+from teleport_bench.metrics import METRICS, setting
 from teleport_bench.record import Record
+from teleport_bench.report.figures import Drawing, canvas, rendered
+from teleport_bench.report.style import BLACK, BLUE, DASHES
 from teleport_bench.report.tables import Cell, Table
+from teleport_bench.shown import show
 from teleport_bench.spec import RunSpec
 from teleport_bench.suite import PlannedRun, Suite
 from teleport_bench.tune import Choice, choose
@@ -20,7 +25,7 @@ from teleport_bench.tune import Choice, choose
 
 @dataclass(frozen=True)
 class Found:
-    """One search: the scores of each k at the chosen step size, and its cost.
+    """One search: the score of each k at its own best step size, and what it cost.
 
     rounds: of the network, those in which several candidates share it counted once. most_active:
     nodes at most active in a round, as drawn. alone, alone_active, alone_rounds: the same with
@@ -78,27 +83,26 @@ def find(suite: Suite, records: Mapping[str, Record]) -> list[Found]:
                 spec.nodes,
                 json.loads(cell[len(label) + 3 :]),
                 choice.lr,
-                _at(choice, choice.lr),
+                _scores(choice, suite),
                 choice.active,
                 *_count(mine),
                 alone_rounds=sum(s.rounds for s in mine),
-                alone=_at(other, choice.lr) if other else None,
-                alone_active=_best(other, choice.lr, suite) if other else None,
+                alone=_scores(other, suite) if other else None,
+                alone_active=other.active if other else None,
             )
         )
     return found
 
 
-def _at(choice: Choice, lr: float) -> dict[int, float | None]:
-    return {k: scores[lr] for k, scores in (choice.by_active or {}).items()}
-
-
-def _best(choice: Choice, lr: float, suite: Suite) -> int | None:
-    """The k with the best score at that step size, ties to the smaller."""
+def _scores(choice: Choice, suite: Suite) -> dict[int, float | None]:
+    """The score of each k at the best of its step sizes."""
     assert suite.spec.tune
     sign = 1 if METRICS[suite.spec.tune.metric].better == "higher" else -1
-    scores = {k: sign * s for k, s in _at(choice, lr).items() if s is not None}
-    return max(scores, key=lambda k: scores[k]) if scores else None
+    scores = {}
+    for k, by_lr in (choice.by_active or {}).items():
+        sound = [sign * score for score in by_lr.values() if score is not None]
+        scores[k] = sign * max(sound) if sound else None
+    return scores
 
 
 def _count(specs: Sequence[RunSpec]) -> tuple[int, int]:
@@ -146,11 +150,11 @@ def table(suite: Suite, found: Sequence[Found]) -> Table:
         keys += ["active_alone", "regret"]
     seeds = len(suite.spec.tune.seeds)
     notes = [
-        f"Mean {metric.label} over {seeds} tuning seeds at the chosen step size; * marks the k "
-        "chosen: the best, ties to the smaller (the rule is assumed; that 2T rounds are enough is "
-        "the paper's).",
-        "rounds: all k but the largest run at the same time at disjoint nodes for T rounds, then "
-        "the largest for T: 2T, as counted from the nodes drawn (at most "
+        f"Mean {metric.label} over {seeds} tuning seeds, every k at its own best step size; * "
+        "marks the k chosen: the best, ties to the smaller (the rule is assumed; that 2T rounds "
+        "are enough is the paper's).",
+        "rounds: of one step size. All k but the largest run at the same time at disjoint nodes "
+        "for T rounds, then the largest for T: 2T, as counted from the nodes drawn (at most "
         f"{max(f.most_active for f in found)} active at once). rounds, alone: every k after the "
         "other.",
     ]
@@ -166,7 +170,7 @@ def own_settings(f: Found, found: Sequence[Found]) -> list[str]:
     same = [g for g in found if (g.method, g.nodes) == (f.method, f.nodes)]
     mine = _flat(f.setting)
     differ = [k for k, v in mine.items() if any(_flat(g.setting).get(k) != v for g in same)]
-    return [f"{key.rpartition('.')[2]} {mine[key]}" for key in differ]
+    return [f"{setting(key).short} = {show(mine[key])}" for key in differ]
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -184,15 +188,17 @@ def to_json(found: Sequence[Found]) -> str:
     return json.dumps([asdict(f) for f in found], indent=1) + "\n"
 
 
+def drawing(suite: Suite, found: Sequence[Found]) -> Drawing:
+    """The search as a figure of the report."""
+    caption = "The search for k: the metric of every candidate, the chosen k marked."
+    if any(f.alone for f in found):
+        caption += " Beside it, what every k gives that has the network to itself."
+    return Drawing("search", caption, draw(suite, found))
+
+
 def draw(suite: Suite, found: Sequence[Found]) -> dict[str, bytes]:
     """{"svg": .., "png": ..}: the metric against k, one panel an n and setting, the chosen k marked
     and the scores of every k alone beside it."""
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
-
-    from teleport_bench.report.figures import canvas, rendered
-    from teleport_bench.report.style import BLACK, BLUE, DASHES
-
     assert suite.spec.tune
     metric = METRICS[suite.spec.tune.metric]
     panels: dict[tuple[int, tuple[str, ...]], list[Found]] = {}
@@ -260,4 +266,4 @@ def draw(suite: Suite, found: Sequence[Found]) -> dict[str, bytes]:
         legend = figure.legend(handles=handles, loc="outside right upper", frameon=False)
         for text in legend.get_texts():
             text.set_parse_math(False)
-        return rendered(figure)
+        return rendered(figure, suite.scale_note)

@@ -34,6 +34,7 @@ OTHERS = (GREEN, PURPLE, ORANGE, SKY, BLACK)
 # Shades of TELEPORTATION and its kin by k: 1, 2, 4, .. from light to dark.
 SHADES = (0.62, 0.42, 0.18, -0.12, -0.4, -0.6, -0.75)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+CHOSEN = {"search": ">", "best": "<"}
 DASHES: dict[str, tuple[float, ...] | str] = {
     "ring": "",
     "torus": (4, 1.5),
@@ -57,12 +58,17 @@ class Style(NamedTuple):
     dashes: Any
 
 
-def style_of(algorithm: str, active: int, topology: str) -> Style:
-    """Colour by algorithm, shade and marker by k for algorithms that choose it, dashes by graph."""
+def style_of(algorithm: str, active: int | str, topology: str) -> Style:
+    """Colour by algorithm, shade and marker by k for algorithms that choose it, dashes by graph.
+
+    active: k, or how it is chosen ("search", "best"), which is a look of its own.
+    """
     colour = COLOURS.get(algorithm) or OTHERS[_hash(algorithm) % len(OTHERS)]
     component = ALGORITHMS[algorithm].component
     marker = MARKERS[-1 - _hash(algorithm) % 2]
-    if isinstance(component, type) and issubclass(component, Algorithm) and component.partial:
+    if isinstance(active, str):
+        marker = CHOSEN.get(active, "h")
+    elif isinstance(component, type) and issubclass(component, Algorithm) and component.partial:
         step = round(math.log2(active))
         colour = _shade(colour, SHADES[min(step, len(SHADES) - 1)])
         marker = MARKERS[step % 6]

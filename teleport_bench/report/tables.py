@@ -5,27 +5,37 @@ from __future__ import annotations
 import csv
 import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from tabulate import tabulate
 
-from teleport_bench.metrics import METRICS
-from teleport_bench.report.frame import Frame
+from teleport_bench.metrics import METRICS, TO_TARGET, setting
+from teleport_bench.report.frame import Frame, column
 from teleport_bench.report.statistics import Summary, summarise
-from teleport_bench.suite import TableSpec
+from teleport_bench.shown import TableSpec, order, settings_of, show, varying
 
 
 @dataclass(frozen=True)
 class Stat:
-    """A cell that summarises runs, with the format of its metric."""
+    """A cell that summarises the runs' values of a metric."""
 
     summary: Summary
-    form: str
+    metric: str
 
     def __str__(self) -> str:
-        return self.summary.text(self.form)
+        return self.summary.text(METRICS[self.metric].format)
+
+    def columns(self) -> dict[str, float | int | None]:
+        """In CSV files: mean, std and the number of runs that finished; for what may be censored
+        also the lower bound of the mean, and the number of censored runs."""
+        s = self.summary
+        numbers = {"mean": s.mean, "std": s.std, "finished": s.n - sum(c for _, c in s.states)}
+        if self.metric in TO_TARGET:
+            numbers |= {"bound": s.bound, "censored": s.censored}
+        return numbers
 
 
 Cell = str | int | float | Stat
@@ -33,7 +43,10 @@ Cell = str | int | float | Stat
 
 @dataclass(frozen=True)
 class Table:
-    """A table as values; `keys` are the names of the columns in CSV files."""
+    """A table as values; `keys` are the names of the columns in CSV files.
+
+    tags: ("paper" | "derived" | "assumed", what of the table is).
+    """
 
     name: str
     caption: str
@@ -41,10 +54,22 @@ class Table:
     keys: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     notes: list[str] = field(default_factory=list)
+    tags: Sequence[tuple[str, str]] = ()
+    texts: Sequence[int] = (0,)
+    """The columns of text, which align left."""
+
+    @property
+    def _align(self) -> list[str]:
+        return ["left" if i in self.texts else "right" for i in range(len(self.columns))]
+
+    @property
+    def remarks(self) -> list[str]:
+        """Notes and tags, as texts."""
+        return [*self.notes, *(f"{tag.capitalize()}: {text}" for tag, text in self.tags)]
 
     def markdown(self) -> str:
         lines = [f"**{self.caption}**", "", self._grid("pipe", {"|": "\\|"}), ""]
-        lines += [f"{note}  " for note in self.notes]
+        lines += [f"{note}  " for note in self.remarks]
         return "\n".join(lines).rstrip() + "\n"
 
     def terminal(self) -> str:
@@ -53,40 +78,40 @@ class Table:
     def html(self) -> str:
         columns = [html.escape(c) for c in self.columns]
         rows = [[html.escape(str(c)) for c in row] for row in self._text()]
-        align = ["left", *["right"] * (len(columns) - 1)]
         table = tabulate(
-            rows, columns, tablefmt="unsafehtml", colalign=align, disable_numparse=True
+            rows, columns, tablefmt="unsafehtml", colalign=self._align, disable_numparse=True
         )
         return str(table)
 
     def latex(self) -> str:
         grid = _latex(self._grid("latex_booktabs"))
+        # behind the end of a row these would be read as options of it
+        grid = re.sub(r"(?m)^ (?=[\[*])", " {}", grid)
         above, below = (
             [f"% {_latex(line)}" for text in texts for line in text.splitlines()]
-            for texts in ([self.caption], self.notes)
+            for texts in ([self.caption], self.remarks)
         )
         return "\n".join([*above, grid, *below]) + "\n"
 
     def csv(self) -> str:
-        """Numbers in full: a summary becomes mean, std and the number of runs that finished."""
+        """Numbers in full: a summary becomes several columns, see `Stat.columns`."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
+        stats = [
+            next((cell.columns() for row in self.rows if isinstance(cell := row[i], Stat)), None)
+            for i in range(len(self.keys))
+        ]
         header: list[str] = []
-        widths: list[int] = []
-        for i, key in enumerate(self.keys):
-            is_stat = any(isinstance(row[i], Stat) for row in self.rows)
-            columns = [f"{key}_mean", f"{key}_std", f"{key}_finished"] if is_stat else [key]
-            header += columns
-            widths.append(len(columns))
+        for key, stat in zip(self.keys, stats, strict=True):
+            header += [f"{key}_{name}" for name in stat] if stat else [key]
         writer.writerow(header)
         for row in self.rows:
             line: list[str | int | float | None] = []
-            for cell, width in zip(row, widths, strict=True):
+            for cell, stat in zip(row, stats, strict=True):
                 if isinstance(cell, Stat):
-                    s = cell.summary
-                    line += [s.mean, s.std, s.n - sum(count for _, count in s.states)]
+                    line += cell.columns().values()
                 else:
-                    line += [cell] * width
+                    line += [cell] * (len(stat) if stat else 1)
             writer.writerow(["" if v is None else v for v in line])
         return out.getvalue()
 
@@ -94,11 +119,12 @@ class Table:
         return [[f"{c:g}" if isinstance(c, float) else str(c) for c in row] for row in self.rows]
 
     def _grid(self, form: str, escapes: Mapping[str, str] = MappingProxyType({})) -> str:
-        align = ["left", *["right"] * (len(self.columns) - 1)]
         cells = [list(self.columns), *self._text()]
         for symbol, escaped in escapes.items():
             cells = [[cell.replace(symbol, escaped) for cell in row] for row in cells]
-        text = tabulate(cells[1:], cells[0], tablefmt=form, colalign=align, disable_numparse=True)
+        text = tabulate(
+            cells[1:], cells[0], tablefmt=form, colalign=self._align, disable_numparse=True
+        )
         return str(text)
 
 
@@ -109,6 +135,19 @@ _LATEX = {
     "‖": r"$\|$",
     "∇": r"$\nabla$",
     "²": "$^2$",
+    "×": r"$\times$",
+    "≥": r"$\ge$",
+    "≤": r"$\le$",
+    "∞": r"$\infty$",
+    "→": r"$\to$",
+    "α": r"$\alpha$",
+    "β": r"$\beta$",
+    "ζ": r"$\zeta$",
+    "η": r"$\eta$",
+    "σ": r"$\sigma$",
+    "τ": r"$\tau$",
+    "–": "--",
+    "…": r"\dots{}",
 }
 
 
@@ -120,13 +159,31 @@ def _latex(text: str) -> str:
 
 def build_table(frame: Frame, spec: TableSpec) -> Table:
     """The table that a suite asks for."""
-    return _pivot(frame, spec) if spec.pivot else _details(frame, spec)
+    view = frame.view(spec, [spec.pivot] if spec.pivot else [], spec.values)
+    columns, keys, rows = _pivot(view, spec) if spec.pivot else _details(view, spec)
+    notes = [_seeds_note(view)]
+    if any(isinstance(cell, Stat) and cell.summary.censored for row in rows for cell in row):
+        notes.append(CENSORED)
+    caption = spec.caption or spec.name
+    return Table(spec.name, caption, columns, keys, rows, notes, spec.tags)
+
+
+CENSORED = (
+    "Not reached: some runs ended before the target, so the mean is above the value, which counts "
+    "their rounds."
+)
+
+Columns = tuple[list[str], list[str], list[list[Cell]]]
+"""Headings, keys and rows."""
 
 
 def _stat(frame: Frame, chosen: object, metric: str) -> Stat:
     rows = frame.runs[chosen]
     values = rows[metric].tolist() if metric in rows else [float("nan")] * len(rows)
-    return Stat(summarise(values, rows["status"].tolist()), METRICS[metric].format)
+    censored: list[bool] = []
+    if metric in TO_TARGET and metric in rows:
+        censored = [c is True for c in rows["censored"]]
+    return Stat(summarise(values, rows["status"].tolist(), censored), metric)
 
 
 def _seeds_note(frame: Frame) -> str:
@@ -135,34 +192,32 @@ def _seeds_note(frame: Frame) -> str:
     return f"Mean ± sample standard deviation over {n} seeds." if n != "1" else "One seed."
 
 
-def _pivot(frame: Frame, spec: TableSpec) -> Table:
-    runs = frame.runs
-    values = sorted(runs[spec.pivot].unique()) if len(runs) else []
+def _pivot(frame: Frame, spec: TableSpec) -> Columns:
+    runs, pivot = frame.runs, str(spec.pivot)
+    at = column(pivot)
+    values = sorted(runs[at].dropna().unique(), key=order) if len(runs) else []
     many = len(spec.values) > 1
     pairs = [(m, v) for m in spec.values for v in values]
-    name = {"nodes": "n", "active": "k", "lr": "step size", "seed": "seed"}[str(spec.pivot)]
-    columns = [f"{METRICS[m].label}, {name} = {v}" if many else f"{name} = {v}" for m, v in pairs]
+    heads = [f"{setting(pivot).short} = {show(v)}" for _, v in pairs]
+    if many:
+        heads = [f"{METRICS[m].label}, {h}" for (m, _), h in zip(pairs, heads, strict=True)]
     rows: list[list[Cell]] = []
     for label in runs["label"].unique() if len(runs) else []:
         mine = runs["label"] == label
         cells: list[Cell] = []
         for metric, value in pairs:
-            chosen = mine & (runs[spec.pivot] == value)
+            chosen = mine & (runs[at] == value)
             cells.append(_stat(frame, chosen, metric) if chosen.any() else "")
         rows.append([label, *cells])
-    return Table(
-        spec.name,
-        spec.caption or spec.name,
-        ["method", *columns],
-        ["method", *(f"{m}_{spec.pivot}{v}" for m, v in pairs)],
-        rows,
-        [_seeds_note(frame)],
-    )
+    stem = pivot if at == pivot else f"{pivot.removesuffix('.name').rpartition('.')[2]}_"
+    return ["method", *heads], ["method", *(f"{m}_{stem}{v}" for m, v in pairs)], rows
 
 
-def _details(frame: Frame, spec: TableSpec) -> Table:
+def _details(frame: Frame, spec: TableSpec) -> Columns:
     runs = frame.runs
     rows: list[list[Cell]] = []
+    settings = [frame.settings[i] for i in runs.index]
+    own = [k for k in varying(runs["label"].tolist(), settings) if k != "nodes"] if settings else []
     keys_of_rows = (
         runs[["cell", "lr"]].drop_duplicates().itertuples(index=False) if len(runs) else []
     )
@@ -178,21 +233,16 @@ def _details(frame: Frame, spec: TableSpec) -> Table:
             [
                 first["label"],
                 int(first["nodes"]),
+                *(show(frame.settings[mine.index[0]].get(key)) for key in own),
                 "none" if lr != lr else f"{lr:g}",
                 *(_stat(frame, chosen, m) for m in spec.values),
                 *cost,
             ]
         )
-    columns = ["method", "n", "step size", *(METRICS[m].label for m in spec.values)]
-    keys = ["method", "nodes", "lr", *spec.values]
-    return Table(
-        spec.name,
-        spec.caption or spec.name,
-        [*columns, "gradients", "MB sent a node"],
-        [*keys, "gradients", "megabytes_per_node"],
-        rows,
-        [_seeds_note(frame)],
-    )
+    metrics = [METRICS[m].label for m in spec.values]
+    heads = ["method", "n", *(setting(k).short for k in own), "step size", *metrics]
+    keys = ["method", "nodes", *own, "lr", *spec.values]
+    return [*heads, "gradients", "MB sent a node"], [*keys, "gradients", "megabytes_per_node"], rows
 
 
 def tuning_table(frame: Frame) -> Table | None:
@@ -205,8 +255,10 @@ def tuning_table(frame: Frame) -> Table | None:
     edges = 0
     for cell, label, spec in frame.suite.cells():
         choice = frame.choices.get(cell)
+        settings = settings_of(spec)
+        head: list[Cell] = [label, spec.nodes, *(show(settings.get(key)) for key in frame.own)]
         if choice is None:
-            rows.append([label, spec.nodes, *["missing"] * len(tune.lr), ""])
+            rows.append([*head, *["missing"] * len(tune.lr), ""])
             continue
         scores = []
         for lr in sorted(tune.lr):
@@ -214,7 +266,7 @@ def tuning_table(frame: Frame) -> Table | None:
             text = choice.lost[lr] if score is None else form.format(score)
             scores.append(f"{text} *" if lr == choice.lr else text)
         edges += choice.at_edge
-        rows.append([label, spec.nodes, *scores, "none" if choice.lr is None else f"{choice.lr:g}"])
+        rows.append([*head, *scores, "none" if choice.lr is None else f"{choice.lr:g}"])
     notes = [
         f"Mean {METRICS[tune.metric].label} after the last round over {len(tune.seeds)} seeds that "
         "are not reported; * marks the chosen value, the best one (ties to the smaller).",
@@ -224,8 +276,8 @@ def tuning_table(frame: Frame) -> Table | None:
     return Table(
         "step-sizes",
         "Step sizes, tuned on the same grid with the same budget for every method",
-        ["method", "n", *grid, "chosen"],
-        ["method", "nodes", *(f"lr{g}" for g in grid), "chosen"],
+        ["method", "n", *(setting(key).short for key in frame.own), *grid, "chosen"],
+        ["method", "nodes", *frame.own, *(f"lr{g}" for g in grid), "chosen"],
         rows,
         notes,
     )

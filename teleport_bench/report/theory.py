@@ -14,10 +14,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from teleport_bench import theory
+from teleport_bench.metrics import METRICS
 from teleport_bench.registry import TOPOLOGIES, Choice
-from teleport_bench.report.figures import canvas, rendered
+from teleport_bench.report.build import of_drawings, of_tables
+from teleport_bench.report.figures import Drawing, canvas, rendered
+from teleport_bench.report.frame import Frame, column
 from teleport_bench.report.style import BLUE, GREEN, ORANGE, PURPLE, style_of
 from teleport_bench.report.tables import Cell, Table
+from teleport_bench.shown import Item
+from teleport_bench.suite import MeasuredTheory
 from teleport_bench.theory import RATES, TheorySpec
 
 COLOURS = {"ring": BLUE, "torus": GREEN, "exponential": ORANGE, "complete": PURPLE}
@@ -112,17 +117,67 @@ FORMULAS = {
 
 def build(spec: TheorySpec) -> tuple[list[Table], dict[str, bytes]]:
     """The tables, and the content of every file by its path."""
+    tables, best_k = report(spec)
+    return tables, of_tables(tables) | of_drawings([best_k])
+
+
+def report(
+    spec: TheorySpec, measured: pd.DataFrame | None = None, note: str | None = None
+) -> tuple[list[Table], Drawing]:
+    """The tables, and the figure of the best k, with what was measured where that is given.
+
+    note: small text in the figure, as in `figures.rendered`.
+    """
     known = [g["name"] for g in spec.topologies if g["name"] in RATES]
     tables = [_rates(known), _exponents(known)] if known else []
     tables += [_gaps(spec), _best(spec)]
-    files: dict[str, bytes] = {}
-    for table in tables:
-        files[f"tables/{table.name}.md"] = table.markdown().encode()
-        files[f"tables/{table.name}.csv"] = table.csv().encode()
-        files[f"tables/{table.name}.tex"] = table.latex().encode()
-    for form, content in draw_best_k(predicted(spec), title=_constants(spec)).items():
-        files[f"figures/best-k.{form}"] = content
-    return tables, files
+    caption = f"The best number of active nodes by the derived bounds. {DERIVED}"
+    if measured is not None:
+        assert isinstance(spec, MeasuredTheory)
+        tables.append(_measured(spec, measured))
+        caption = f"The best number of active nodes, measured and by the derived bounds. {DERIVED}"
+    forms = draw_best_k(predicted(spec), measured, title=_constants(spec), note=note)
+    return tables, Drawing("best-k", caption, forms)
+
+
+def measured(frame: Frame) -> pd.DataFrame | None:
+    """topology, nodes, rounds, best_k, and the metric with it: the k of TELEPORTATION with the best
+    mean over the seeds, where all its runs finished; None where the suite measures nothing."""
+    spec = frame.suite.spec.theory
+    if spec is None or spec.measured is None or not len(frame.runs):
+        return None
+    runs = frame.view(Item(name="measured"), keys=["rounds"]).runs
+    runs = runs[(runs["algorithm"] == "teleportation") & (runs["status"] == "finished")]
+    runs = runs.assign(graph=[label(frame.specs[i].topology) for i in runs.index])
+    rows = []
+    sign = 1 if METRICS[spec.measured].better == "higher" else -1
+    for (graph, n, T), group in runs.groupby(["graph", "nodes", column("rounds")], sort=False):
+        means = group.groupby("active")[spec.measured].mean().to_dict()
+        best = max(means, key=lambda k: sign * means[k])
+        rows.append((graph, n, T, best, means[best]))
+    return pd.DataFrame(rows, columns=["topology", "nodes", "rounds", "best_k", "value"])
+
+
+def _measured(spec: MeasuredTheory, measured: pd.DataFrame) -> Table:
+    form = METRICS[str(spec.measured)].format
+    rows: list[list[Cell]] = []
+    graphs = {label(graph): graph for graph in spec.topologies}
+    for graph, n, T, best, value in measured.itertuples(index=False):
+        known = graph in graphs
+        foretold = theory.best_k(graphs[graph], n, T, spec).k if known else ""
+        rows.append([graph, int(n), int(T), int(best), form.format(value), foretold])
+    name = METRICS[str(spec.measured)].label
+    return Table(
+        "best-k-measured",
+        "Best k, measured and predicted",
+        ["topology", "n", "T", "best k, measured", name, "best k, derived"],
+        ["topology", "nodes", "rounds", "best_k", str(spec.measured), "best_k_derived"],
+        rows,
+        [
+            f"Measured: the best mean {name} over the seeds after T rounds, each k at its own step "
+            "size. Derived: the k that minimises the bound, whose constant factors are unknown.",
+        ],
+    )
 
 
 def predicted(spec: TheorySpec) -> pd.DataFrame:
@@ -148,7 +203,10 @@ def label(graph: Choice) -> str:
 
 
 def draw_best_k(
-    predicted: pd.DataFrame, measured: pd.DataFrame | None = None, title: str = ""
+    predicted: pd.DataFrame,
+    measured: pd.DataFrame | None = None,
+    title: str = "",
+    note: str | None = None,
 ) -> dict[str, bytes]:
     """{"svg": .., "png": ..}: the best k against the rounds T, a panel a number of nodes.
 
@@ -185,7 +243,7 @@ def draw_best_k(
             text.set_parse_math(False)
         if title:
             figure.suptitle(title, fontsize=9)
-        return rendered(figure)
+        return rendered(figure, note)
 
 
 def _look(name: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from teleport_bench.errors import UserError
 from teleport_bench.registry import TOPOLOGIES, Choice
-from teleport_bench.topologies.schedule import Topology
+from teleport_bench.topologies.schedule import Topology, circulant, metropolis_hastings, static
 
 
 def topology(name: str | Choice, n_nodes: int, **options: Any) -> Topology:
@@ -37,4 +37,4 @@ def _build(choice: str, n_nodes: int) -> Topology:
     return built
 
 
-__all__ = ["Topology", "topology"]
+__all__ = ["Topology", "circulant", "metropolis_hastings", "static", "topology"]

@@ -1,0 +1,78 @@
+"""Decoded data sets on disk: one file each, checked against its SHA-256 whenever it is read."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from teleport_bench.data.dataset import Split
+
+Splits = tuple[Split, Split]
+"""Training and test images as their source has them."""
+
+DIGEST = hashlib.sha256().digest_size
+DEAD = 3600
+"""Seconds after which an unfinished file is that of a killed process; writing one takes one."""
+
+
+def cached(key: str, decode: Callable[[], Splits]) -> Splits:
+    """What the cache holds under `key`; where it holds nothing that is sound, `decode` and keep it.
+
+    The file is the SHA-256 of what follows, then four arrays as NumPy's .npy. It appears whole or
+    not at all, so that processes may decode the same set at once. A cache that cannot be written
+    is done without.
+    """
+    path = folder() / key
+    with contextlib.suppress(OSError, ValueError):
+        return _read(path)
+    splits = decode()
+    with contextlib.suppress(OSError):
+        _write(path, splits)
+    return splits
+
+
+def folder() -> Path:
+    """`teleport-bench/data` in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "teleport-bench" / "data"
+
+
+def _read(path: Path) -> Splits:
+    with path.open("rb") as file:
+        digest = file.read(DIGEST)
+        if hashlib.file_digest(file, "sha256").digest() != digest:
+            raise ValueError("not what was written")
+        file.seek(DIGEST)
+        train, train_labels, test, test_labels = (np.load(file) for _ in range(4))
+    return Split(train, train_labels), Split(test, test_labels)
+
+
+def _write(path: Path, splits: Splits) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob("*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > DEAD:
+                left.unlink()
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        # not synced to the disk: what a crash of the machine leaves does not pass the checksum
+        with os.fdopen(handle, "w+b") as file:
+            file.write(bytes(DIGEST))
+            for split in splits:
+                np.save(file, split.images)
+                np.save(file, split.labels)
+            file.seek(DIGEST)
+            digest = hashlib.file_digest(file, "sha256").digest()
+            file.seek(0)
+            file.write(digest)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,427 @@
+"""What a report shows of a suite: tables, figures and claims that its runs can fill."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+
+from teleport_bench.errors import UserError, nearest
+from teleport_bench.locator import Loc, Locator
+from teleport_bench.metrics import AXES, COSTS, METRICS, NOT_EVALUATED, ROUND_TIME, TO_TARGET
+from teleport_bench.registry import StrictModel
+from teleport_bench.spec import RunSpec
+from teleport_bench.topologies import topology
+
+Scalar = str | bool | int | float
+
+
+def _known_metric(name: str) -> str:
+    if name not in METRICS:
+        raise UserError(f"unknown metric '{name}'{nearest(name, METRICS)}")
+    return name
+
+
+def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
+    if limits[0] >= limits[1]:
+        raise UserError(f"expected the lower limit before the upper, got {list(limits)}")
+    return limits
+
+
+MetricName = Annotated[str, AfterValidator(_known_metric)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+
+
+class Item(StrictModel):
+    """What tables, figures and claims have in common.
+
+    where: settings by dotted key, each with its value or a list of values; only runs that agree are
+    shown. network: settings that win over the suite's [network]. paper, derived, assumed: what of
+    the item is the paper's, what follows from it, and what is a choice made here.
+    """
+
+    name: Name
+    where: dict[str, Scalar | list[Scalar]] = {}
+    network: dict[str, Any] = {}
+    paper: str | None = None
+    derived: str | None = None
+    assumed: str | None = None
+
+    @property
+    def tags(self) -> list[tuple[str, str]]:
+        """("paper" | "derived" | "assumed", text) of those that are given."""
+        tags = (("paper", self.paper), ("derived", self.derived), ("assumed", self.assumed))
+        return [(tag, text) for tag, text in tags if text]
+
+    @property
+    def patterns(self) -> list[str]:
+        """Patterns of the labels that are shown; none for all."""
+        return []
+
+    def shows(self, label: str, settings: Mapping[str, Scalar]) -> bool:
+        """Whether a run with that label and those settings (`settings_of`) is shown."""
+        patterns = self.patterns
+        return (not patterns or any(matches(label, p) for p in patterns)) and all(
+            value_of(settings, key) in (want if isinstance(want, list) else [want])
+            for key, want in self.where.items()
+        )
+
+
+class _Drawn(Item):
+    """methods: patterns of the labels that are shown, as in "D-SGD*"; all where there is none."""
+
+    caption: str = ""
+    methods: list[str] = []
+
+    @property
+    def patterns(self) -> list[str]:
+        return self.methods
+
+
+class TableSpec(_Drawn):
+    """A table. With `pivot`, one row a method and one column a value of that setting.
+
+    pivot: any setting of the runs by its dotted key, as in "problem.partition.alpha".
+    """
+
+    values: list[MetricName] = Field(min_length=1)
+    pivot: str | None = None
+
+
+class FigureSpec(_Drawn):
+    """A figure of metric y: a curve where x is an axis, final values where x is a setting.
+
+    x: "rounds", "epochs", .. (an axis of curves), or a setting by its dotted key. columns, rows:
+    one panel a value of that setting. ylim: the range of y that is shown.
+    """
+
+    y: MetricName
+    x: str = "rounds"
+    columns: str | None = None
+    rows: str | None = None
+    ylim: Annotated[tuple[float, float], AfterValidator(_ascending)] | None = None
+
+    @property
+    def curve(self) -> bool:
+        return self.x in AXES or self.x in COSTS
+
+    @property
+    def keys(self) -> list[str]:
+        """The settings on its axes."""
+        keys = [self.columns, self.rows, None if self.curve else self.x]
+        return [key for key in keys if key]
+
+
+class ClaimSpec(Item):
+    """A sentence of the paper as a comparison that the records decide.
+
+    better, than: patterns of labels. Every pair of their methods at equal settings is a case, and
+    its seeds are paired. by: the settings that make cases; all that vary within a method, unless
+    given. match: settings in which the two methods must agree beyond these, as in "topology.name".
+    margin: the advantage that is claimed: of a metric on a log scale the factor (1 unless given),
+    of another one the difference (0 unless given). source: whose the sentence is.
+    """
+
+    text: str
+    source: Literal["paper", "derived", "assumed"]
+    metric: MetricName
+    better: str
+    than: str
+    by: list[str] | None = None
+    match: list[str] = []
+    margin: float | None = None
+
+    @property
+    def patterns(self) -> list[str]:
+        return [self.better, self.than]
+
+
+class ProfileSpec(_Drawn):
+    """How close each method comes to the best of all, over many cases: a performance profile.
+
+    metric: a cost, of which less is better. A case is a problem with one seed; `by` names the
+    settings that make cases, all that vary within a method unless given. The figure has, for every
+    factor, the share of the cases that a method solves within that factor of the best method's
+    cost; the table has mean ranks. Source: Dolan and More 2002.
+    """
+
+    metric: MetricName
+    by: list[str] | None = None
+
+
+OWN = ("seed", "lr", "active", "share.first", "share.among", "eval_every")
+"""Settings that make no case of a claim by themselves: they belong to a method, or to a seed."""
+
+
+def matches(label: str, pattern: str) -> bool:
+    return label == pattern or fnmatchcase(label, pattern)
+
+
+def settings_of(spec: RunSpec) -> dict[str, Scalar]:
+    """Every setting of a run by its dotted key; of a component its name, as "topology.name"."""
+    found: dict[str, Scalar] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, inner)
+        elif value is not None:
+            found[prefix] = value if isinstance(value, Scalar) else str(value)
+
+    walk("", spec.model_dump(mode="json"))
+    return found
+
+
+def value_of(settings: Mapping[str, Scalar], key: str) -> Scalar | None:
+    """A setting; a component is its name and its options: "torus", "random_regular (degree 3)"."""
+    if key in settings or f"{key}.name" not in settings:
+        return settings.get(key)
+    options = {k.removeprefix(f"{key}."): v for k, v in settings.items() if k.startswith(f"{key}.")}
+    name = options.pop("name")
+    inner = ", ".join(f"{k.removesuffix('.name')} {v}" for k, v in options.items())
+    return f"{name} ({inner})" if inner else name
+
+
+def show(value: Scalar | None) -> str:
+    """A setting's value as text."""
+    if value is None:
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def order(value: Scalar | None) -> tuple[bool, bool, Scalar]:
+    """Sorts settings: numbers by value, then texts, and none last."""
+    return value is None, isinstance(value, str), 0 if value is None else value
+
+
+def keys_of(settings: Mapping[str, Scalar]) -> list[str]:
+    """The keys that `value_of` knows."""
+    return [*settings, *(k.removesuffix(".name") for k in settings if k.endswith(".name"))]
+
+
+def varying(labels: Sequence[str], settings: Sequence[Mapping[str, Scalar]]) -> list[str]:
+    """The settings that differ between runs of one label, without those of `OWN`."""
+    first: dict[str, Mapping[str, Scalar]] = {}
+    names: dict[str, None] = {}
+    differ: set[str] = set()
+    for label, mine in zip(labels, settings, strict=True):
+        other = first.setdefault(label, mine)
+        names |= dict.fromkeys(mine)
+        differ |= {k for k in {**other, **mine} if other.get(k) != mine.get(k)}
+    return [k for k in names if k in differ and k not in OWN]
+
+
+@dataclass
+class Check:
+    """Refuses, at load, items that the runs of a suite cannot fill.
+
+    runs: (label, spec) of the reported runs, as planned. chosen: the settings that tuning decides.
+    """
+
+    runs: Sequence[tuple[str, RunSpec]]
+    chosen: Collection[str]
+    network: Mapping[str, Any]
+    where: Locator
+
+    def __post_init__(self) -> None:
+        self._settings = [settings_of(spec) for _, spec in self.runs]
+
+    def tables(self, items: Sequence[TableSpec]) -> None:
+        for i, item in enumerate(items):
+            place: Loc = ("table", i)
+            shown = self._shown(item, place)
+            self._metrics(item.values, shown, (*place, "values"))
+            self._costs(item, item.values, place)
+            self._name(items, i, "table", ("step-sizes", "claims"))
+            if item.pivot:
+                self._key(item.pivot, shown, (*place, "pivot"))
+                self._average(f"table '{item.name}'", [item.pivot], shown, place)
+
+    def figures(self, items: Sequence[FigureSpec]) -> None:
+        for i, item in enumerate(items):
+            place: Loc = ("figure", i)
+            shown = self._shown(item, place)
+            self._metrics([item.y], shown, (*place, "y"))
+            self._costs(item, [item.y, item.x], place)
+            for name in ("x", "columns", "rows"):
+                key = getattr(item, name)
+                if key and not (name == "x" and item.curve):
+                    more = (*AXES, *COSTS) if name == "x" else ()
+                    self._key(key, shown, (*place, name), more)
+            if item.curve and item.y in NOT_EVALUATED:
+                message = (
+                    f"'{item.y}' is of a whole run, and there is no curve of it: take a setting as "
+                    "x, such as nodes, active, lr or seed"
+                )
+                raise UserError(self.where.at((*place, "y"), message))
+            self._name(items, i, "figure")
+            self._average(f"figure '{item.name}'", item.keys, shown, place)
+
+    def claims(self, items: Sequence[ClaimSpec]) -> None:
+        for i, item in enumerate(items):
+            place: Loc = ("claim", i)
+            shown = self._shown(item, place)
+            self._metrics([item.metric], shown, (*place, "metric"))
+            self._costs(item, [item.metric], place)
+            self._name(items, i, "claim")
+            if METRICS[item.metric].log and item.margin is not None and item.margin <= 0:
+                message = (
+                    f"the margin of {item.metric} is a factor, so more than 0, got {item.margin}"
+                )
+                raise UserError(self.where.at((*place, "margin"), message))
+            by = case_keys(
+                item, [self.runs[j][0] for j in shown], [self._settings[j] for j in shown]
+            )
+            for name in ("by", "match"):
+                for key in getattr(item, name) or []:
+                    self._key(key, shown, (*place, name))
+            self._average(f"claim '{item.name}'", by, shown, place)
+            cases: list[set[tuple[Any, ...]]] = [set(), set()]
+            labels: list[set[str]] = [set(), set()]
+            for j in shown:
+                for side, pattern in enumerate(item.patterns):
+                    if matches(self.runs[j][0], pattern):
+                        cases[side].add(tuple(value_of(self._settings[j], key) for key in by))
+                        labels[side].add(self.runs[j][0])
+            if both := labels[0] & labels[1]:
+                message = f"{sorted(both)[0]!r} is on both sides: compare it with another method"
+                raise UserError(self.where.at((*place, "than"), message))
+            if not cases[0] & cases[1]:
+                message = (
+                    f"no {item.better!r} and no {item.than!r} agree in {', '.join(by)}: nothing to "
+                    "compare; name the settings that must agree with by = [..]"
+                )
+                raise UserError(self.where.at(place, message))
+
+    def profiles(self, items: Sequence[ProfileSpec]) -> None:
+        for i, item in enumerate(items):
+            place: Loc = ("profile", i)
+            shown = self._shown(item, place)
+            self._metrics([item.metric], shown, (*place, "metric"))
+            self._costs(item, [item.metric], place)
+            self._name(items, i, "profile")
+            if METRICS[item.metric].better != "lower":
+                message = f"a profile is of a cost, and of {item.metric} more is better"
+                raise UserError(self.where.at((*place, "metric"), message))
+            by = case_keys(
+                item, [self.runs[j][0] for j in shown], [self._settings[j] for j in shown]
+            )
+            for key in item.by or []:
+                self._key(key, shown, (*place, "by"))
+            self._average(f"profile '{item.name}'", by, shown, place)
+
+    def _shown(self, item: Item, place: Loc) -> list[int]:
+        """The runs that the item shows, each of its patterns and conditions being met by some."""
+        labels = list(dict.fromkeys(label for label, _ in self.runs))
+        for pattern in item.patterns:
+            if not any(matches(label, pattern) for label in labels):
+                message = f"no method has a label like {pattern!r}: there are "
+                message += ", ".join(map(repr, labels))
+                key = "methods"
+                if isinstance(item, ClaimSpec):
+                    key = "better" if pattern == item.better else "than"
+                raise UserError(self.where.at((*place, key), message))
+        for key in item.where:
+            if key in self.chosen:
+                message = f"[tune] chooses {key}: it cannot be a condition"
+                raise UserError(self.where.best([(*place, "where", key)], message))
+            there = {k for settings in self._settings for k in keys_of(settings)}
+            if key not in there:
+                message = f"unknown setting '{key}'{nearest(key, there)}"
+                raise UserError(self.where.best([(*place, "where", key)], message))
+        shown = [
+            j for j, (label, _) in enumerate(self.runs) if item.shows(label, self._settings[j])
+        ]
+        if not shown and self.runs:
+            found = {k: sorted({str(value_of(s, k)) for s in self._settings}) for k in item.where}
+            values = "; ".join(f"{key} is {', '.join(v)}" for key, v in found.items())
+            message = f"no run has {item.where}: {values}"
+            raise UserError(self.where.at((*place, "where"), message))
+        return shown
+
+    def _metrics(self, names: Sequence[str], shown: Sequence[int], place: Loc) -> None:
+        for j in shown:
+            spec = self.runs[j][1]
+            known = (*spec.known_metrics(), ROUND_TIME, *COSTS)
+            missing = [name for name in names if name not in (*known, *TO_TARGET)]
+            if missing:
+                message = (
+                    f"problem {spec.problem['name']} does not report '{missing[0]}': "
+                    f"it reports {', '.join(known)}"
+                )
+                raise UserError(self.where.at(place, message))
+            to_target = [name for name in names if name in TO_TARGET]
+            if to_target and not spec.stop:
+                message = (
+                    f"{self.runs[j][0]} has no target, so no {to_target[0]}: give its runs "
+                    'one, as in [run.stop] metric = "gradient_norm2", value = 0.01'
+                )
+                raise UserError(self.where.at(place, message))
+
+    def _costs(self, item: Item, names: Sequence[str], place: Loc) -> None:
+        if not {TO_TARGET.get(name, name) for name in names} & set(COSTS):
+            return
+        from teleport_bench.network import Network
+
+        try:
+            network = Network.model_validate({**self.network, **item.network})
+        except ValidationError as error:
+            places = lambda loc: [(*place, "network", *loc), ("network", *loc)]  # noqa: E731
+            raise UserError(self.where.explain(error, places)) from None
+        for nodes in {spec.nodes for _, spec in self.runs}:
+            try:
+                topology(network.preferred, nodes)
+            except UserError as error:
+                where = [(*place, "network", "preferred"), ("network", "preferred")]
+                raise UserError(self.where.best(where, f"network.preferred: {error}")) from None
+
+    def _key(self, key: str, shown: Sequence[int], place: Loc, more: Collection[str] = ()) -> None:
+        there = [set(keys_of(self._settings[j])) for j in shown]
+        known = set.intersection(*there) if there else {key}
+        if key not in known:
+            some = set.union(*there)
+            what = "a setting of some runs only" if key in some else "no setting of these runs"
+            message = f"{'.'.join(map(str, place))}: '{key}' is {what}"
+            raise UserError(self.where.at(place, message + nearest(key, {*known, *more})))
+
+    def _name(
+        self, items: Sequence[Item], i: int, kind: str, reserved: Collection[str] = ()
+    ) -> None:
+        name = items[i].name
+        if name in [item.name for item in items[:i]]:
+            message = f"two {kind}s have the name '{name}': give each a name of its own"
+            raise UserError(self.where.at((kind, i, "name"), message))
+        if name in reserved or (reserved and name.startswith("claim-")):
+            message = f"the report has a table '{name}' of its own: take another name"
+            raise UserError(self.where.at((kind, i, "name"), message))
+
+    def _average(self, what: str, by: Sequence[str], shown: Sequence[int], place: Loc) -> None:
+        """Refuse to average over anything but seeds."""
+        first: dict[tuple[Any, ...], Mapping[str, Scalar]] = {}
+        for j in shown:
+            label, mine = self.runs[j][0], self._settings[j]
+            other = first.setdefault((label, *(value_of(mine, key) for key in by)), mine)
+            names = dict.fromkeys([*other, *mine])
+            differ = [k for k in names if k != "seed" and other.get(k) != mine.get(k)]
+            if differ:
+                top, *inner = differ[0].split(".")
+                hint = "{" + top + "".join(f"[{part}]" for part in inner) + "}"
+                message = (
+                    f"{what} would average over {', '.join(differ)} for {label}: separate them by "
+                    f"pivot, columns, rows, x, by or where, or by a label such as '{label}, {hint}'"
+                )
+                raise UserError(self.where.at(place, message))
+
+
+def case_keys(
+    item: ClaimSpec | ProfileSpec,
+    labels: Sequence[str],
+    settings: Sequence[Mapping[str, Scalar]],
+) -> list[str]:
+    """The settings in which the runs that are compared agree."""
+    by = varying(labels, settings) if item.by is None else item.by
+    match = item.match if isinstance(item, ClaimSpec) else []
+    return list(dict.fromkeys([*by, *match]))
