@@ -62,16 +62,17 @@ def group(specs: Sequence[RunSpec], most: int | None = None) -> list[list[RunSpe
     (FLEET_BYTES), unless a single run has more.
 
     They share algorithm, problem, optimiser constants and the rounds that are evaluated; nodes,
-    active nodes, their draw, topology, step size, schedule and seed may differ. The graphs of a
-    group come round together after at most MOST_PHASES rounds.
+    active nodes, their draw, topology, loss, step size, schedule and seed may differ. The graphs of
+    a group come round together after at most MOST_PHASES rounds.
     """
     most = FLEET_BYTES if most is None else most
     groups: dict[str, list[_Part]] = {}
     for spec in specs:
-        own = {"nodes", "active", "share", "topology", "lr", "schedule", "seed"}
+        own = {"nodes", "active", "share", "topology", "loss", "lr", "schedule", "seed"}
         key = canonical(spec.model_dump(mode="json", exclude=own))
-        size = spec.n_active * spec.build_problem().n_params * 4
-        period = spec.build_topology().period
+        period = spec.period
+        # a row counts as much as its part of the matrices of a period at least
+        size = spec.n_active * max(spec.build_problem().n_params, period) * 4
         parts = groups.setdefault(key, [])
         part = next((p for p in parts if p.takes(size, period, most)), None)
         if part is None:

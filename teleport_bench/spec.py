@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from teleport_bench.activation import draw_holders
 from teleport_bench.algorithms import Algorithm
+from teleport_bench.conditions import conditioned, period
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.problems import Problem
 from teleport_bench.registry import (
@@ -72,6 +73,9 @@ class RunSpec(StrictModel):
     asked for. lr: step size eta. momentum: beta of heavy ball or Nesterov.
     rounds: T. eval_every: rounds between evaluations; round 0 and the last are always evaluated.
     storage: "slots" keeps a row a token, "nodes" a row a node with gather and scatter; same floats.
+    loss: probability q that a message of a gossip is lost; see `conditions.conditioned`. It counts
+    as sent, and a receiver waits for it as long as it would have taken. Teleports are not lost: a
+    node asks again until it has its token.
 
     Raises pydantic.ValidationError (a ValueError) that names each key and what it should be.
     """
@@ -92,6 +96,8 @@ class RunSpec(StrictModel):
     stop: Stop | None = None
     seed: int = Field(default=0, ge=0, strict=True)
     storage: Literal["slots", "nodes"] = "slots"
+    # conditions that do not hold are left out of the settings that name a run
+    loss: float = Field(default=0.0, ge=0, lt=1, exclude_if=lambda q: q == 0)
 
     @model_validator(mode="after")
     def _complete(self) -> RunSpec:
@@ -129,6 +135,9 @@ class RunSpec(StrictModel):
             raise error_at(("storage", message))
         if self.nesterov and not self.momentum:
             raise error_at(("nesterov", "nesterov = true needs momentum > 0, got momentum = 0"))
+        if self.loss and not method.gossips:
+            message = f"{name} has no gossip whose messages could be lost: leave loss out"
+            raise error_at(("loss", message))
         # frozen for users, completed here
         object.__setattr__(self, "active", active)
         if method.graph:
@@ -136,7 +145,7 @@ class RunSpec(StrictModel):
         object.__setattr__(
             self, "eval_every", self.eval_every or max(1, self.rounds // EVALUATIONS)
         )
-        for key, build in (("topology", self.build_topology), ("problem", self.build_problem)):
+        for key, build in (("topology", self._graphs), ("problem", self.build_problem)):
             try:
                 build()
             except UserError as error:
@@ -166,6 +175,10 @@ class RunSpec(StrictModel):
     def check(self) -> None:
         """UserError where the problem cannot be posed for these nodes; reads the data."""
         self.build_problem().check(self.nodes)
+
+    def settings(self, exclude: set[str] | None = None) -> dict[str, Any]:
+        """All settings as plain values, also those conditions that do not hold."""
+        return {"loss": 0.0} | self.model_dump(mode="json", exclude=exclude)
 
     def evaluations(self) -> list[int]:
         """Rounds after which metrics are taken: 0, every eval_every, and the last."""
@@ -197,6 +210,15 @@ class RunSpec(StrictModel):
         return build_algorithm(self.algorithm)
 
     def build_topology(self) -> Topology:
+        """The matrices that the run mixes with, its conditions included."""
+        return conditioned(self._graphs(), self.loss, self.seed)
+
+    @property
+    def period(self) -> int:
+        """That of `build_topology`, for which nothing is drawn."""
+        return period(self._graphs(), self.loss)
+
+    def _graphs(self) -> Topology:
         return self.build_algorithm().graphs(self.topology, self.n_active, self.seed)
 
     def build_schedule(self) -> Factor:

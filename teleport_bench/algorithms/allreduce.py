@@ -26,6 +26,7 @@ class AllReduce(Algorithm):
     label = "All-reduce SGD"
     graph = "complete"
     exact = True
+    gossips = False
 
     def step(self, state: State, r: Round) -> State:
         x = r.fetch(state["x"])

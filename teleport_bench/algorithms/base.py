@@ -105,6 +105,9 @@ class Algorithm(ABC):
     """Whether all rows converge to the minimum itself, on nodes whose minima differ, with a
     constant step size and exact gradients; otherwise they stay away from it by a bias."""
 
+    gossips: ClassVar[bool] = True
+    """Whether nodes send each other messages along W, some of which may be lost (`loss`)."""
+
     graph: ClassVar[str | None] = None
     """The topology of all its runs, where it is not theirs to choose."""
 

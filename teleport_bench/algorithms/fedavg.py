@@ -29,7 +29,7 @@ class FedAvg(Algorithm):
     partial = True
     activation = "uniform"
     graph = "complete"
-    momentum = nesterov = False
+    momentum = nesterov = gossips = False
 
     def __init__(self, *, local_steps: PositiveInt = 4) -> None:
         self.local_steps = local_steps
