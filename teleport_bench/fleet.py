@@ -158,7 +158,8 @@ class Fleet:
         node_of_run = torch.tensor([self.node_offset[m] for m in self.member_of_run])
         self.node_shift = node_of_run.to(self.device)[self.run]
 
-        self.there = self._there()
+        there = [columns for spec in specs if (columns := spec.there()) is not None]
+        self.there = np.concatenate(there, axis=1) if there else None
         """(period, rows): whether each row's node is there, where rows stay at their nodes."""
         self.factors = _Factors(specs)
         self.mixings: dict[tuple[int, ...], tk.Mixing] = {}
@@ -184,12 +185,6 @@ class Fleet:
         """(rows, P): the tokens as `advance` left them."""
         graphs = compiled and replay and slots and self.device.type == "cuda"
         self.graphs = Graphs(self) if graphs else None
-
-    def _there(self) -> NDArray[np.bool_] | None:
-        if not (away := self.spec.away) or self.algorithm.activation != "all":
-            return None
-        columns = [absence(away, s.seed, s.nodes)[:, : s.n_active] == 0 for s in self.specs]
-        return np.concatenate(columns, axis=1)
 
     @property
     def n_rows(self) -> int:

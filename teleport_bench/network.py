@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat
 
 from teleport_bench.registry import TOPOLOGIES, StrictModel
+from teleport_bench.seeds import generator
 from teleport_bench.topologies import Topology, topology
 from teleport_kernels import Mixing
 
@@ -50,13 +51,22 @@ def messages(topology: Topology, holders: Ints, before: Ints, start: int) -> Int
     return teleport + gossip
 
 
+class Stragglers(StrictModel):
+    """Slow gradients: an active node takes `factor` times as long for its gradients of a round with
+    probability `share`, independently of other nodes and of other rounds."""
+
+    share: float = Field(ge=0, le=1)
+    factor: float = Field(ge=1)
+
+
 class Network(StrictModel):
     """A network in which some links are faster than others, and how its nodes wait for each other.
 
     preferred: the physical graph on the n nodes, with options as in a suite. A message between two
     of its neighbours takes 1 for each parameter vector in it, in either direction: the unit of
     time; between any others tau; to the node itself, nothing. Messages do not delay each other.
-    compute: time of a gradient.
+    compute: time of a gradient; none passes at a node that is away (`conditions.Away`).
+    stragglers: active nodes that take longer; drawn of the run's seed, nodes and active nodes.
 
     mode: "synchronous": a phase starts when the last one has ended everywhere, and costs its
     slowest link. "barrier_free": token a starts as soon as its own messages are there; a node whose
@@ -75,6 +85,7 @@ class Network(StrictModel):
     preferred: TOPOLOGIES.field() = "ring"  # type: ignore[valid-type]
     tau: float = Field(default=1.0, ge=1)
     compute: NonNegativeFloat = 1.0
+    stragglers: Stragglers | None = None
     mode: Literal["synchronous", "barrier_free"] = "synchronous"
     form: Literal["simple", "fused"] = "simple"
 
@@ -111,7 +122,8 @@ def simulate(
     """Time and bytes of a run on a network after each number of rounds in `at`.
 
     A function of the settings alone, no gradient is computed: O(messages) a round. For holders that
-    stay where they are, rounds that repeat the last period are not gone through one by one.
+    stay where they are, all there and none slow, rounds that repeat the last period are not gone
+    through one by one.
     at: default, the run's evaluations. n_params: P where it is known, as from a record; else the
     problem is asked, which may read its data. Raises UserError where the preferred graph does not
     exist on n nodes or the algorithm's communication has no model, ValueError for a negative number
@@ -125,20 +137,32 @@ def simulate(
     collective = method.collective(spec.nodes)
     graphs = () if collective else spec.build_topology().mixings
     clock = _Clock(graphs, network, spec.nodes, method.vectors, method.local_steps)
+    by_round = _by_round(spec, network.stragglers)
     if collective:
-        return clock.collective(rounds, collective, size)
-    if method.activation == "all":
+        paces = (pace for _, pace in by_round) if network.stragglers else None
+        return clock.collective(rounds, collective, size, paces)
+    if method.activation == "all" and not network.stragglers and spec.there() is None:
         time, total, busiest = clock.fixed(rounds)
     else:
-        time, total, busiest = clock.moving(rounds, _by_round(spec))
+        time, total, busiest = clock.moving(rounds, by_round)
     size *= method.vectors
     return Costs(rounds, time, total * size, busiest * size)
 
 
-def _by_round(spec: RunSpec) -> Iterator[Ints]:
-    """(k,): the holders of round 0, 1, .. without end."""
+def _by_round(spec: RunSpec, slow: Stragglers | None) -> Iterator[tuple[Ints, Floats]]:
+    """(k,) each: the holders of round 0, 1, .. without end, and how many times the usual each takes
+    for its gradients."""
+    names, there = {"nodes": spec.nodes, "active": spec.n_active}, spec.there()
     for block in itertools.count():
-        yield from spec.holders(block)
+        holders = spec.holders(block)
+        pace = np.ones(holders.shape)
+        if slow:
+            drawn = generator(spec.seed, "stragglers", block=block, **names).random(pace.shape)
+            pace[drawn < slow.share] = slow.factor
+        if there is not None:
+            start = block * len(pace) % len(there)
+            pace *= there[start : start + len(pace)]
+        yield from zip(holders, pace, strict=True)
 
 
 class _Graph(NamedTuple):
@@ -197,10 +221,16 @@ class _Clock:
         self.compute = local_steps * network.compute
         self.links = _links(json.dumps(network.preferred), n_nodes) if network.tau > 1 else None
 
-    def collective(self, at: Ints, what: Collective, size: int) -> Costs:
-        """Of rounds that all cost the same; size: bytes of a parameter vector."""
+    def collective(
+        self, at: Ints, what: Collective, size: int, paces: Iterator[Floats] | None
+    ) -> Costs:
+        """Of rounds that all cost the same but for the paces, (n,) each; size: bytes of a parameter
+        vector."""
         slowest = float(self._cost(what.source, what.target).max(initial=0))
         time = at.astype(float) * (self.compute + what.steps * slowest / what.parts)
+        if paces:
+            late = [pace.max() - 1 for pace in itertools.islice(paces, int(at.max(initial=0)))]
+            time += self.compute * np.cumsum([0.0, *late])[at]
         most = int(np.bincount(what.source).max(initial=0))
         total, busiest = (
             -(-at * what.steps * size * messages // what.parts)
@@ -234,8 +264,10 @@ class _Clock:
             begun = begun + sent[phase]
         return time, total, busiest
 
-    def moving(self, at: Ints, holders: Iterator[Ints]) -> tuple[Floats, Ints, Ints]:
-        """As `fixed`, for tokens that move; holders: (k,), round by round."""
+    def moving(
+        self, at: Ints, by_round: Iterator[tuple[Ints, Floats]]
+    ) -> tuple[Floats, Ints, Ints]:
+        """As `fixed`, for tokens that move; by_round: as `_by_round` gives it."""
         fused, compute = self.network.form == "fused", self.compute
         last = int(at.max(initial=0))
         time, total, busiest = np.zeros(last + 1), *np.zeros((2, last + 1), dtype=np.int64)
@@ -243,12 +275,12 @@ class _Clock:
         alone = _Graph(every, every, every)
         x = y = np.zeros(self.n_tokens)
         before, graph = every, alone
-        for t, holder in enumerate(itertools.islice(holders, last)):
+        for t, (holder, pace) in enumerate(itertools.islice(by_round, last)):
             if t:
                 done, needed = (y, graph) if fused else (x, alone)
                 x, senders = self._send(done, needed, before, holder)
                 tally.add(senders)
-            y, before, graph = x + compute, holder, self.graphs[t % len(self.graphs)]
+            y, before, graph = x + compute * pace, holder, self.graphs[t % len(self.graphs)]
             if fused and t + 1 not in due:
                 continue
             gossiped, senders = self._send(y, graph, holder, holder)

@@ -225,6 +225,14 @@ class RunSpec(StrictModel):
         """That of `build_topology`, for which nothing is drawn."""
         return period(self._graphs(), self.loss, self._rows_away)
 
+    def there(self) -> NDArray[np.bool_] | None:
+        """(period, k): whether each row's node is there; None where rows move, or all always are.
+        The period is a multiple of BLOCK."""
+        if not (away := self._rows_away):
+            return None
+        there: NDArray[np.bool_] = absence(away, self.seed, self.nodes)[:, : self.n_active] == 0
+        return there
+
     @property
     def _rows_away(self) -> Away | None:
         """Where rows stay at their nodes, they are away with them."""

@@ -56,7 +56,7 @@ def matrices(graphs: Topology) -> Tensor:
     return torch.stack([graphs.matrix(t) for t in range(graphs.period)])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=12)
 @given(st.data(), st.floats(0.01, 0.99), st.integers(0, 2**32 - 1))
 def test_a_row_keeps_the_weight_of_what_is_lost(data: Any, q: float, seed: int) -> None:
     name = data.draw(st.sampled_from(["ring", "star", "complete", "one_peer_exponential", "base"]))
@@ -81,7 +81,7 @@ def test_a_row_keeps_the_weight_of_what_is_lost(data: Any, q: float, seed: int) 
 @pytest.mark.parametrize("name", ["ring", "complete", "one_peer_exponential"])
 def test_every_message_is_lost_as_often_as_every_other(name: str) -> None:
     """E[W'] = (1 - q) W + q diag(W 1), entry by entry, and over all entries of a round."""
-    n, q, seeds = 8, 0.3, 40
+    n, q, seeds = 8, 0.3, 15
     graphs = topology(name, n)
     drawn = torch.stack([matrices(lossy(graphs, q, seed)) for seed in range(seeds)])
     W = matrices(graphs).repeat(drawn.shape[1] // graphs.period, 1, 1)
@@ -224,7 +224,7 @@ DRAWN = ["teleportation", "fedavg"]
 aways = st.tuples(st.floats(0.05, 0.9), st.floats(1, 20)).filter(lambda a: a[0] < a[1] / (1 + a[1]))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=12)
 @given(aways, st.integers(1, 9), st.integers(0, 2**32 - 1))
 def test_a_node_is_back_a_round_sooner_every_round(drawn: Any, n: int, seed: int) -> None:
     """Over the end of the period as well."""
@@ -276,7 +276,7 @@ def test_who_is_away_depends_on_seed_and_nodes_alone() -> None:
     assert not np.array_equal(other, absence(Away(**AWAY), 0, 8))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=12)
 @given(
     st.sampled_from(["ring", "star", "complete", "base", "one_peer_exponential"]),
     st.integers(1, 9),
