@@ -43,6 +43,9 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+PACKED = 1000
+"""Tuning runs whose records are kept in one file instead of one each."""
+
 COMPILE = ("auto", "on", "off")
 
 COMPILING = 5.0
@@ -210,11 +213,18 @@ def run_suite(
                 store.save(record)
                 records[record.id] = record
 
+    def pack(trials: Sequence[PlannedRun]) -> None:
+        done = {r.spec.id: r.spec for r in trials if records[r.spec.id].status != "failed"}
+        if len(done) >= PACKED:
+            store.pack(list(done.values()))
+
     alone = suite.exhaustive if exhaustive else None
-    tuning = pending([*suite.tuning, *(alone.tuning if alone else ())])
+    trials = [*suite.tuning, *(alone.tuning if alone else ())]
+    tuning = pending(trials)
     if tuning_only:
         meter.start(tuning)
         execute(tuning)
+        pack(trials)
         return records
     if tuning:  # then it is not known yet which of the reported runs are there
         ahead = [run.spec for run in suite.planned()]
@@ -222,5 +232,6 @@ def run_suite(
         ahead = pending(suite.reported(chosen(suite, records)))
     meter.start([*tuning, *ahead])
     execute(tuning)
+    pack(trials)
     execute(pending(suite.reported(chosen(suite, records))))
     return records

@@ -26,6 +26,7 @@ from teleport_bench.curves import Curves, Outcome, Target
 from teleport_bench.graphs import Graphs
 from teleport_bench.metrics import AXES
 from teleport_bench.native.calls import PHASES
+from teleport_bench.network import sent
 from teleport_bench.problems import Member
 from teleport_bench.problems.base import worlds_of
 from teleport_bench.spec import RunSpec, canonical
@@ -636,8 +637,12 @@ class _Recorder:
         self, start: int, holders: list[NDArray[np.int64]], before: list[NDArray[np.int64]]
     ) -> None:
         """Add what is sent in a block of rounds."""
-        sent = self.fleet.algorithm.sent
-        counts = [sent(topology, holders[m], before[m], start) for m, topology in self.senders]
+        method = self.fleet.algorithm
+        carried = method.carried(momentum=self.fleet.spec.momentum > 0)
+        counts = [
+            sent(method.communication, *where, start, vectors=method.vectors, carried=carried)
+            for where in ((topology, holders[m], before[m]) for m, topology in self.senders)
+        ]
         sums = np.cumsum(counts, axis=1).T
         self.sent = self.sent[-1] + np.concatenate([np.zeros_like(sums[:1]), sums])
         self.start = start

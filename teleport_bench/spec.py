@@ -136,7 +136,7 @@ class RunSpec(StrictModel):
             raise error_at(("storage", message))
         if self.nesterov and not self.momentum:
             raise error_at(("nesterov", "nesterov = true needs momentum > 0, got momentum = 0"))
-        if self.loss and not method.gossips:
+        if self.loss and method.communication != "gossip":
             message = f"{name} has no gossip whose messages could be lost: leave loss out"
             raise error_at(("loss", message))
         if self.away and (fault := self._never_away(method)):
@@ -243,7 +243,7 @@ class RunSpec(StrictModel):
         name = self.algorithm["name"]
         if method.activation == "uniform":
             return None
-        if not method.gossips:
+        if method.communication != "gossip":
             return f"{name} takes all nodes in every round"
         if not method.at_nodes:
             return f"{name} keeps more than parameters, which would change at a node that is away"

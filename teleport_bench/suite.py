@@ -49,6 +49,9 @@ Values = Annotated[list[Any], Field(min_length=1)]
 
 MAX_RUNS = 100_000
 
+TOGETHER = "*"
+"""The key of a grid whose values are tables of settings that go together."""
+
 
 class Method(StrictModel):
     """One method of the comparison: settings of its own over [run], and a grid of its own.
@@ -88,7 +91,8 @@ class MeasuredTheory(TheorySpec):
 class SuiteSpec(StrictModel):
     """The keys of a suite file.
 
-    run: settings of all runs (keys of RunSpec). grid: lists of values; every combination is run.
+    run: settings of all runs (keys of RunSpec). grid: lists of values; every combination is run
+    (settings that go together are tables under the key "*").
     method: the methods compared, each with settings and a grid of its own, which win over [run] and
     [grid]. set: settings that win over all of these, as `--set` gives them. tune: how step sizes
     are chosen. equal: what the runs have in common: the rounds that are given, or the epochs that
@@ -253,7 +257,10 @@ class Suite:
             key = ""
             try:
                 for key, value in (cell | self.spec.set | trial).items():
-                    _put(merged, key.split("."), value)
+                    if key == TOGETHER and isinstance(value, dict):
+                        merged = _merge(merged, value)
+                    else:
+                        _put(merged, key.split("."), value)
                 if self.spec.equal == "epochs":
                     _to_equal_epochs(merged)
                 return RunSpec.model_validate(merged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from teleport_bench import RunSpec, UserError, native, topology
+from teleport_bench import RunSpec, native, topology
 from teleport_bench.activation import BLOCK
 from teleport_bench.algorithms import Algorithm, Rate, Round, State
 from teleport_bench.fleet import Fleet, FleetRound, Place, group
@@ -552,16 +553,22 @@ def test_what_is_sent_is_counted_by_hand() -> None:
     assert bytes_a_round(spec("gradient_tracking", **every)) == [2 * 16 * VECTOR] * 3
     assert bytes_a_round(spec("allreduce", **every)) == [2 * 7 * VECTOR] * 3
     assert bytes_a_round(spec("fedavg", **every)) == [3 * VECTOR, 6 * VECTOR, 6 * VECTOR]
+    for momentum in (0, 0.9):
+        token = spec("teleportation", active=1, momentum=momentum, **every)
+        holder = token.holders(0)[:3, 0].tolist()
+        moved = [0, *(a != b for a, b in itertools.pairwise(holder))]
+        assert bytes_a_round(token) == [m * VECTOR * (1 + (momentum > 0)) for m in moved]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "fedavg"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("mode", ["synchronous", "barrier_free"])
 def test_simulated_bytes_are_those_of_the_curves(name: str, mode: str) -> None:
     run = spec(name, rounds=70, eval_every=7)
     costs = simulate(run, Network(tau=3, mode=mode))
     if name != "teleportation":  # whose last gossip may be at other nodes than the next fetch
         assert costs.total_bytes.tolist() == curves(run)[0]["bytes_total"]
-    assert (costs.busiest_bytes * run.nodes >= costs.total_bytes).all()
+    machines = run.nodes + (name == "fedavg")
+    assert (costs.busiest_bytes * machines >= costs.total_bytes).all()
     assert (np.diff(costs.time) > 0).all()
 
 
@@ -589,9 +596,15 @@ def test_larger_messages_and_more_local_steps_take_longer() -> None:
     assert time == {"dsgd": 1.5, "local": 4.0, "tracking": 2.5}
 
 
-def test_what_cannot_be_simulated_says_so() -> None:
-    with pytest.raises(UserError, match=r"simulated time of fedavg is not modelled.*server"):
-        simulate(spec("fedavg"), Network())
+def test_a_server_is_a_slow_link_away_and_the_busiest_machine() -> None:
+    run = spec("fedavg", nodes=9, active=3, rounds=10)
+    costs = simulate(run, Network(tau=5, compute=0.25), [0, 1, 10])
+    assert costs.time.tolist() == [0, 1 + 5, 10 * (1 + 5) + 9 * 5]
+    assert costs.total_bytes.tolist() == [0, 3 * VECTOR, (10 + 9) * 3 * VECTOR]
+    assert costs.busiest_bytes.tolist() == [0, VECTOR, 9 * 3 * VECTOR]
+    alone = simulate(run.varied(active=1), Network(), [10])
+    most = np.bincount(run.varied(active=1).holders(0)[:10, 0]).max()
+    assert alone.busiest_bytes == [max(9, most) * VECTOR]
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if COMPONENTS[n].graph])
@@ -650,3 +663,11 @@ def test_a_captured_round_may_keep_what_it_was_given_under_another_name(
         (curve,) = [o.curves for o in replayed.advance()]
         assert replayed.tapes
         assert curve["objective_gap"] == pytest.approx(plain["objective_gap"], rel=1e-3, abs=1e-6)
+
+
+def test_one_local_step_leaves_the_name_of_a_run_of_teleportation_as_it_was() -> None:
+    plain = spec("teleportation")
+    assert plain.algorithm == {"name": "teleportation", "holders": "uniform"}
+    assert plain.id == one_step("teleportation").id != spec("teleportation", local_steps=2).id
+    again = RunSpec.model_validate(spec("teleportation", local_steps=2).model_dump(mode="json"))
+    assert again.build_algorithm().local_steps == 2

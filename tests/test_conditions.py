@@ -24,7 +24,7 @@ from teleport_bench.topologies import Topology
 
 NAMES = ALGORITHMS.names()
 COMPONENTS = {entry.name: entry.component for entry in ALGORITHMS}
-GOSSIPING = [name for name in NAMES if COMPONENTS[name].gossips]
+GOSSIPING = [name for name in NAMES if COMPONENTS[name].communication == "gossip"]
 SHARP = 6
 """Standard deviations: a correct draw is as far off for two in a billion seeds."""
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import teleport_bench as tb
 from teleport_bench.activation import BLOCK, draw_holders
 from teleport_bench.conditions import absence
-from teleport_bench.network import Network, Stragglers, messages, simulate
+from teleport_bench.network import Network, Stragglers, _carrying, _graph, messages, simulate
 from teleport_bench.registry import TOPOLOGIES
 from teleport_bench.seeds import generator
 from teleport_bench.topologies import Topology, topology
@@ -115,6 +115,21 @@ def test_two_nodes_that_swap_their_tokens_send_both():
     assert count(topology("ring", 2), holders([6, 5]), [5, 6], 1) == [2 + 2]
 
 
+def test_a_token_takes_its_momentum_along():
+    moves = holders([4, 1, 7, 2], [4, 3, 7, 0], [4, 3, 7, 0])
+    sent = messages(topology("ring", 4), moves, np.array([4, 1, 2, 7]), 6, vectors=3, carried=2)
+    assert sent.tolist() == [3 * 8 + 2 * 2, 3 * 8 + 2 * 2, 3 * 8]
+
+
+def test_momentum_is_fetched_from_a_last_holder_whose_parameters_are_not():
+    """A graph in which two tokens change places and the third stays as it is."""
+    swap = Mixing.from_dense(torch.tensor([[0.0, 1, 0], [1, 0, 0], [0, 0, 1]]))
+    graph = _carrying(_graph(swap), 1)
+    entries = zip(graph.rows, graph.cols, graph.vectors, strict=True)
+    assert list(entries) == [(0, 0, 1), (0, 1, 1), (1, 0, 1), (1, 1, 1), (2, 2, 2)]
+    assert graph.first.tolist() == [0, 2, 4]
+
+
 def test_a_time_varying_graph_sends_what_its_round_asks_for():
     assert count(PERIOD_THREE, stay(3, 7), range(3), 0) == [0, 2, 6, 0, 2, 6, 0]
     assert count(PERIOD_THREE, stay(3, 4), range(3), 64) == [2, 6, 0, 2]
@@ -143,10 +158,13 @@ def runs(draw):
     n = draw(st.integers(1, 9))
     k = draw(st.integers(1, n))
     shared = {"nodes": n, "topology": draw(st.sampled_from(NAMES)), "rounds": 6}
-    shared["seed"] = draw(st.integers(0, 10**6))
+    shared |= {"seed": draw(st.integers(0, 10**6)), "momentum": draw(st.sampled_from([0, 0.9]))}
     shared["loss"] = draw(st.sampled_from([0, 0, 0.4]))
     shared["away"] = draw(st.sampled_from([None, None, {"share": 0.4, "spell": 2}]))
-    match draw(st.sampled_from(["all", "fixed", "uniform", "uniform"])):
+    who = draw(st.sampled_from(["all", "fixed", "uniform", "uniform"]))
+    if who != "uniform" and shared["momentum"]:
+        shared["away"] = None  # momentum at a node that is away is not modelled
+    match who:
         case "all":
             return a_run("dsgd", **shared)
         case holders:
@@ -202,22 +220,33 @@ class Events:
         ]
         self.fused = network.form == "fused" and activation == "uniform"
         self.sent = [0] * self.n
+        self.more = int(spec.momentum > 0)  # what a token takes along beside its parameters
 
-    def cost(self, u, v):
-        self.sent[u] += u != v
-        return 0 if u == v else 1 if (u, v) in self.near else self.network.tau
+    def cost(self, u, v, vectors=1):
+        self.sent[u] += vectors * (u != v)
+        return vectors * (0 if u == v else 1 if (u, v) in self.near else self.network.tau)
+
+    def fetched(self, t, a):
+        """Tokens whose last holders in round t send something to the next holder of token a, and
+        how many vectors."""
+        vectors = dict.fromkeys(self.needs[t][a], 1)
+        if self.more:
+            vectors[a] = vectors.get(a, 0) + self.more
+        return vectors
 
     def phases(self, rounds):
-        """(from, to) of every message before and after the computing of each round."""
+        """(from, to, vectors) of every message before and after the computing of each round."""
         fetch, everyone = [], range(self.k)
         for t in range(rounds):
             if t and self.fused:
-                of = self.needs[t - 1]
                 fetch = [
-                    (self.holder[t - 1][b], self.holder[t][a]) for a in everyone for b in of[a]
+                    (self.holder[t - 1][b], self.holder[t][a], vectors)
+                    for a in everyone
+                    for b, vectors in self.fetched(t - 1, a).items()
                 ]
             elif t:
-                fetch = list(zip(self.holder[t - 1], self.holder[t], strict=True))
+                links = zip(self.holder[t - 1], self.holder[t], strict=True)
+                fetch = [(*link, 1 + self.more) for link in links]
             gossip = []
             if not self.fused or t == rounds - 1:
                 h = self.holder[t]
@@ -243,18 +272,21 @@ class Events:
                 heapq.heappush(queue, (now + self.compute[t][a], "step done", t, a))
             elif what == "step done":
                 away = self.fused and t < rounds - 1
-                for b in (b for b in range(self.k) if a in self.needs[t][b]):
-                    there = self.holder[t + away][b]
-                    event = (now + self.cost(here, there), "arrives", t, b)
-                    heapq.heappush(queue, event)
+                for b in range(self.k):
+                    wanted = self.fetched(t, b) if away else dict.fromkeys(self.needs[t][b], 1)
+                    if a in wanted:
+                        travel = self.cost(here, self.holder[t + away][b], wanted[a])
+                        heapq.heappush(queue, (now + travel, "arrives", t, b))
             else:
                 arrived[t, a] = arrived.get((t, a), 0) + 1
-                if arrived[t, a] < len(self.needs[t][a]):
+                away = self.fused and t < rounds - 1
+                if arrived[t, a] < len(self.fetched(t, a) if away else self.needs[t][a]):
                     continue
                 if t == rounds - 1:
                     ends.append(now)
                     continue
-                travel = 0 if self.fused else self.cost(here, self.holder[t + 1][a])
+                there = self.holder[t + 1][a]
+                travel = 0 if self.fused else self.cost(here, there, 1 + self.more)
                 heapq.heappush(queue, (now + travel, "start", t + 1, a))
         return max(ends)
 
@@ -316,7 +348,12 @@ def test_a_point_does_not_depend_on_the_others(spec, network, at):
 
 
 ANYONE = runs() | st.builds(
-    lambda n, seed: a_run("allreduce", nodes=n, seed=seed), st.integers(1, 9), st.integers(0, 99)
+    lambda name, n, seed: a_run(
+        name, nodes=n, seed=seed, **{"fedavg": {"active": 1}}.get(name, {})
+    ),
+    st.sampled_from(["allreduce", "fedavg"]),
+    st.integers(1, 9),
+    st.integers(0, 99),
 )
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from teleport_bench.network import Collective, Ints, messages
+from teleport_bench.network import Communication
 from teleport_bench.registry import Choice
 from teleport_bench.topologies import Topology, topology
 
@@ -105,26 +105,22 @@ class Algorithm(ABC):
     """Whether all rows converge to the minimum itself, on nodes whose minima differ, with a
     constant step size and exact gradients; otherwise they stay away from it by a bias."""
 
-    gossips: ClassVar[bool] = True
-    """Whether nodes send each other messages along W, some of which may be lost (`loss`)."""
-
     graph: ClassVar[str | None] = None
     """The topology of all its runs, where it is not theirs to choose."""
 
+    communication: ClassVar[Communication] = "gossip"
+    """Between whom vectors are sent; see `network.sent`."""
+
     vectors: ClassVar[int] = 1
-    """Parameter vectors in a message: the tensors that it mixes in a round."""
+    """Parameter vectors in a message of its gossip: the tensors that it mixes in a round."""
 
     def graphs(self, choice: Choice, n_tokens: int, seed: int) -> Topology:
         """What it mixes with in a run on that topology, of that seed."""
         return topology(choice, n_tokens)
 
-    def sent(self, graphs: Topology, holders: Ints, before: Ints, start: int) -> Ints:
-        """(rounds,): parameter vectors that are sent in each round; see `network.messages`."""
-        return self.vectors * messages(graphs, holders, before, start)
-
-    def collective(self, n_nodes: int) -> Collective | None:
-        """What it sends in place of gossip, for simulated time. UserError where it is not known."""
-        return None
+    def carried(self, *, momentum: bool) -> int:
+        """Parameter vectors that a token takes along to another node: all its state."""
+        return len(self.start(torch.empty(0), momentum=momentum))
 
     def start(self, x: Tensor, *, momentum: bool) -> State:
         """The state before round 0. x: (rows, P), every token's initial parameters."""

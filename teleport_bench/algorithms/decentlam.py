@@ -12,7 +12,7 @@ class DecentLaM(Algorithm):
     """DecentLaM: h = (x - W (x - eta g)) / eta, m <- beta m + h, x <- x - eta m.
 
     The momentum of D-SGD, beta = `momentum`, over what a gossip moves as well, so that the bias of
-    D-SGD is not enlarged by 1/(1-beta)^2. Without momentum it is D-SGD. eta = 0 adds nothing to m.
+    D-SGD is not enlarged by 1/(1-beta)^2. Without momentum it is D-SGD. eta = 0 makes m zero.
     Source: Yuan et al. 2021.
     """
 
@@ -25,7 +25,5 @@ class DecentLaM(Algorithm):
     def step(self, state: State, r: Round) -> State:
         x, m = state["x"], state["m"]
         z = r.sgd_mix(x, r.gradient(x), None)
-        return {
-            "x": r.combine((1, z), (-r.beta * r.lr, m)),  # x - eta h = z
-            "m": r.combine((r.beta, m), (1 / r.lr, x), (-1 / r.lr, z)),
-        }
+        new = r.combine((1, z), (-r.beta * r.lr, m))  # as x - eta h = z
+        return {"x": new, "m": r.combine((1 / r.lr, x), (-1 / r.lr, new))}

@@ -1,13 +1,9 @@
 """Federated averaging."""
 
-import numpy as np
 from pydantic import PositiveInt
 
 from teleport_bench.algorithms.base import Algorithm, Round, State
-from teleport_bench.errors import UserError
-from teleport_bench.network import Collective, Ints
 from teleport_bench.registry import ALGORITHMS
-from teleport_bench.topologies import Topology
 
 
 @ALGORITHMS.register("fedavg")
@@ -19,9 +15,8 @@ class FedAvg(Algorithm):
       x   <- (1/k) sum_a x_a
 
     Shards are of one size, so the mean is not weighted. No momentum: nodes keep nothing between
-    rounds. Counted are k vectors up and k down a round, none down in round 0, as all know the
-    start; the server is a machine of its own, and bytes a node are means over the n nodes. With
-    k = n and one step it is all-reduce SGD; it is also TELEPORTATION on the complete graph.
+    rounds. Counted are k vectors down and k up a round: `network.sent`. With k = n and one step it
+    is all-reduce SGD; its iterates are those of TELEPORTATION on the complete graph.
     Source: McMahan et al. 2017.
     """
 
@@ -29,7 +24,8 @@ class FedAvg(Algorithm):
     partial = True
     activation = "uniform"
     graph = "complete"
-    momentum = nesterov = gossips = False
+    communication = "server"
+    momentum = nesterov = False
 
     def __init__(self, *, local_steps: PositiveInt = 4) -> None:
         self.local_steps = local_steps
@@ -39,15 +35,3 @@ class FedAvg(Algorithm):
         for e in range(last):
             x = r.sgd_step(x, r.gradient(x, e), None)
         return {"x": r.sgd_mix(x, r.gradient(x, last), None)}
-
-    def sent(self, graphs: Topology, holders: Ints, before: Ints, start: int) -> Ints:
-        vectors = np.full(len(holders), 2 * graphs.n_nodes)
-        if start == 0:
-            vectors[0] = graphs.n_nodes
-        return vectors
-
-    def collective(self, n_nodes: int) -> Collective:
-        raise UserError(
-            "the simulated time of fedavg is not modelled: its server is no node of the network; "
-            "compare at equal rounds, gradients or bytes"
-        )

@@ -1,10 +1,16 @@
-"""Records on disk: one file a run, written whole or not at all."""
+"""Records on disk: one file a run, written whole or not at all; thousands of them in one pack."""
 
 from __future__ import annotations
 
+import functools
+import gzip
+import io
+import json
 import os
 import re
 import tempfile
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -12,6 +18,9 @@ from pydantic import ValidationError
 from teleport_bench.errors import UserError
 from teleport_bench.record.schema import Record
 from teleport_bench.spec import RunSpec
+
+PACK_FILE = "packed.jsonl.gz"
+"""Beside single records: many, a line each."""
 
 SUITE_FILE = "suite.json"
 """Beside the records: the suite as it was run, overrides applied, which the report is built by."""
@@ -56,10 +65,47 @@ class Store:
     def load(self, spec: RunSpec) -> Record | None:
         """The record of that run; None where there is none, or none that can be read."""
         try:
-            record = Record.model_validate_json(self.path(spec).read_bytes())
-        except (OSError, ValidationError):
+            text = self.path(spec).read_bytes()
+        except OSError:
+            found = self._packed.get(spec.id)
+            if found is None:
+                return None
+            text = found
+        try:
+            record = Record.model_validate_json(text)
+        except ValidationError:
             return None
         return record if record.id == spec.id else None
+
+    def pack(self, specs: Sequence[RunSpec]) -> None:
+        """Put the records of these runs into one file, beside what is there, and remove their own.
+
+        Killed in between, nothing is lost: what has a file of its own is read from there.
+        """
+        loose = {spec.id: self.path(spec) for spec in specs}
+        lines = dict(self._packed)
+        for key, path in loose.items():
+            if (record := path.read_bytes() if path.is_file() else None) is not None:
+                lines[key] = record.strip()
+        out = io.BytesIO()
+        with gzip.GzipFile(fileobj=out, mode="wb", mtime=0) as file:  # no date: equal bytes
+            file.writelines(lines[key] + b"\n" for key in sorted(lines))
+        write_atomically(self.runs / PACK_FILE, out.getvalue())
+        self.__dict__["_packed"] = lines
+        for path in loose.values():
+            path.unlink(missing_ok=True)
+
+    @functools.cached_property
+    def _packed(self) -> dict[str, bytes]:
+        """The lines of the pack by run id, as far as it can be read."""
+        lines: dict[str, bytes] = {}
+        try:
+            with gzip.open(self.runs / PACK_FILE) as file:
+                for line in file:
+                    lines[json.loads(line)["id"]] = line.strip()
+        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError):
+            pass  # what cannot be read is not there: its runs are made again
+        return lines
 
 
 def write_atomically(path: Path, content: bytes) -> None:
