@@ -21,6 +21,7 @@ import teleport_kernels as tk
 from teleport_bench import native, trace
 from teleport_bench.activation import BLOCK, draw_holders
 from teleport_bench.algorithms import Rate, State
+from teleport_bench.conditions import absence
 from teleport_bench.curves import Curves, Outcome, Target
 from teleport_bench.graphs import Graphs
 from teleport_bench.metrics import AXES
@@ -66,16 +67,17 @@ def group(specs: Sequence[RunSpec], most: int | None = None) -> list[list[RunSpe
     (FLEET_BYTES), unless a single run has more.
 
     They share algorithm, problem, optimiser constants and the rounds that are evaluated; nodes,
-    active nodes, their draw, topology, step size, schedule and seed may differ. The graphs of a
-    group come round together after at most MOST_PHASES rounds.
+    active nodes, their draw, topology, loss, step size, schedule and seed may differ. The graphs of
+    a group come round together after at most MOST_PHASES rounds.
     """
     most = FLEET_BYTES if most is None else most
     groups: dict[str, list[_Part]] = {}
     for spec in specs:
-        own = {"nodes", "active", "share", "topology", "lr", "schedule", "seed"}
+        own = {"nodes", "active", "share", "topology", "loss", "lr", "schedule", "seed"}
         key = canonical(spec.model_dump(mode="json", exclude=own))
-        size = spec.n_active * spec.build_problem().n_params * 4
-        period = spec.build_topology().period
+        period = spec.period
+        # a row counts as much as its part of the matrices of a period at least
+        size = spec.n_active * max(spec.build_problem().n_params, period) * 4
         parts = groups.setdefault(key, [])
         part = next((p for p in parts if p.takes(size, period, most)), None)
         if part is None:
@@ -160,6 +162,9 @@ class Fleet:
         node_of_run = torch.tensor([self.node_offset[m] for m in self.member_of_run])
         self.node_shift = node_of_run.to(self.device)[self.run]
 
+        there = [columns for spec in specs if (columns := spec.there()) is not None]
+        self.there = np.concatenate(there, axis=1) if there else None
+        """(period, rows): whether each row's node is there, where rows stay at their nodes."""
         self.factors = _Factors(specs)
         self.mixings: dict[tuple[int, ...], tk.Mixing] = {}
         self.alone = tk.Mixing.identity(len(self.run)).to(self.device)
@@ -379,6 +384,8 @@ class Choices:
         self._sizes: NDArray[np.float32] | None = None
         self._spare: NDArray[Any] | None = None
         self._blocks = math.ceil(fleet.spec.rounds / BLOCK)
+        away = fleet.spec.away
+        self._absence = [absence(away, m.seed, m.nodes) if away else None for m in fleet.members]
 
     @contextmanager
     def drawing(self, first: int = 0) -> Iterator[None]:
@@ -397,10 +404,15 @@ class Choices:
         self._put("data", drawn.data)
         if block + 1 < self._blocks:
             self._next = self._pool.submit(self._draw, block + 1)
-        sizes = self._fleet.factors.block(block * BLOCK)
-        if self._sizes is None or not np.array_equal(sizes, self._sizes):
+        sizes, there = self._fleet.factors.block(block * BLOCK), self._fleet.there
+        again = self._sizes is not None and np.array_equal(sizes, self._sizes)
+        if not again or (there is not None and len(there) > BLOCK):
             self._sizes = sizes
-            self._put("lr", torch.from_numpy(sizes).to(self._fleet.device)[:, self._fleet.run])
+            lr = torch.from_numpy(sizes).to(self._fleet.device)[:, self._fleet.run]
+            if there is not None:
+                start = block * BLOCK % len(there)
+                lr *= torch.from_numpy(there[start : start + BLOCK]).to(lr.device)
+            self._put("lr", lr)
         return drawn.holders
 
     def _draw_first(self, block: int) -> _Drawn:
@@ -412,8 +424,8 @@ class Choices:
     def _draw(self, block: int) -> _Drawn:
         fleet, activation = self._fleet, self._fleet.algorithm.activation
         holders = [
-            draw_holders(activation, m.seed, m.nodes, m.active, block, m.share)
-            for m in fleet.members
+            draw_holders(activation, m.seed, m.nodes, m.active, block, m.share, away)
+            for m, away in zip(fleet.members, self._absence, strict=True)
         ]
         node = [h + offset for h, offset in zip(holders, fleet.node_offset, strict=True)]
         steps = fleet.algorithm.local_steps
@@ -682,7 +694,7 @@ class _Recorder:
         fleet, problem = self.fleet, self.fleet.spec.build_problem()
         with fleet.phase("metric"):
             values = self._metrics(x)
-        gradients = t * self.active * fleet.algorithm.local_steps
+        gradients = self._computing(t) * fleet.algorithm.local_steps
         size = self.sent[t - self.start][self.sender] * problem.n_params * x.element_size()
         epochs = [problem.epochs(n, g) for n, g in zip(self.nodes, gradients, strict=True)]
         axes = (np.full_like(gradients, t), epochs, gradients, size, size / self.nodes)
@@ -692,6 +704,16 @@ class _Recorder:
         self.ending = np.zeros_like(self.over)
         if not self.over.all():
             on_tick(Tick(0, t, self.headline, float(values[self.headline][~self.over].mean())))
+
+    def _computing(self, t: int) -> NDArray[np.int64]:
+        """(runs,): how often a row was at a node that was there, in t rounds."""
+        there = self.fleet.there
+        if there is None:
+            return t * self.active
+        periods, rest = divmod(t, len(there))
+        rows = periods * there.sum(0) + there[:rest].sum(0)
+        counts: NDArray[np.int64] = np.add.reduceat(rows, self.starts[:-1].numpy())
+        return counts
 
     def _metrics(self, x: Tensor) -> dict[str, NDArray[np.float64]]:
         """(runs,) values by metric."""

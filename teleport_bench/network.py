@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat
 
 from teleport_bench.registry import TOPOLOGIES, StrictModel
+from teleport_bench.seeds import generator
 from teleport_bench.topologies import Topology, topology
 from teleport_kernels import Mixing
 
@@ -87,13 +88,22 @@ def sent(
     return messages(topology, holders, before, start, vectors=vectors, carried=carried)
 
 
+class Stragglers(StrictModel):
+    """Slow gradients: an active node takes `factor` times as long for its gradients of a round with
+    probability `share`, independently of other nodes and of other rounds."""
+
+    share: float = Field(ge=0, le=1)
+    factor: float = Field(ge=1)
+
+
 class Network(StrictModel):
     """A network in which some links are faster than others, and how its nodes wait for each other.
 
     preferred: the physical graph on the n nodes, with options as in a suite. A message between two
     of its neighbours takes 1 for each parameter vector in it, in either direction: the unit of
     time; between any others tau; to the node itself, nothing. Messages do not delay each other.
-    compute: time of a gradient.
+    compute: time of a gradient; none passes at a node that is away (`conditions.Away`).
+    stragglers: active nodes that take longer; drawn of the run's seed, nodes and active nodes.
 
     mode: "synchronous": a phase starts when the last one has ended everywhere, and costs its
     slowest link. "barrier_free": token a starts as soon as its own messages are there; a node whose
@@ -117,6 +127,7 @@ class Network(StrictModel):
     preferred: TOPOLOGIES.field() = "ring"  # type: ignore[valid-type]
     tau: float = Field(default=1.0, ge=1)
     compute: NonNegativeFloat = 1.0
+    stragglers: Stragglers | None = None
     mode: Literal["synchronous", "barrier_free"] = "synchronous"
     form: Literal["simple", "fused"] = "simple"
 
@@ -140,7 +151,8 @@ def simulate(
     """Time and bytes of a run on a network after each number of rounds in `at`.
 
     A function of the settings alone, no gradient is computed: O(messages) a round. For holders that
-    stay where they are, rounds that repeat the last period are not gone through one by one.
+    stay where they are, all there and none slow, rounds that repeat the last period are not gone
+    through one by one.
     at: default, the run's evaluations. n_params: P where it is known, as from a record; else the
     problem is asked, which may read its data. Raises UserError where the preferred graph does not
     exist on n nodes, ValueError for a negative number of rounds.
@@ -150,25 +162,42 @@ def simulate(
         raise ValueError(f"costs are of 0 rounds or more, got {rounds.min()}")
     size = MESSAGE_ITEM * (spec.build_problem().n_params if n_params is None else n_params)
     method = spec.build_algorithm()
+    by_round = functools.partial(_by_round, spec, network.stragglers)
     graphs = spec.build_topology().mixings if method.communication == "gossip" else ()
     carried = method.carried(momentum=spec.momentum > 0)
     clock = _Clock(graphs, network, spec.nodes, method.vectors, carried, method.local_steps)
+    late = clock.late(rounds, by_round()) if network.stragglers else 0.0
     if method.communication == "all_reduce":
         time, total = clock.all_reduced(rounds)
-        return Costs(rounds, time, total * size, -(-total * size // spec.nodes))
+        return Costs(rounds, time + late, total * size, -(-total * size // spec.nodes))
     if method.communication == "server":
-        time, total, busiest = clock.served(rounds, _by_round(spec))
-    elif method.activation == "all":
+        time, total, busiest = clock.served(rounds, by_round())
+        time = time + late
+    elif method.activation == "all" and not network.stragglers and spec.there() is None:
         time, total, busiest = clock.fixed(rounds)
     else:
-        time, total, busiest = clock.moving(rounds, _by_round(spec))
+        time, total, busiest = clock.moving(rounds, by_round())
     return Costs(rounds, time, total * size, busiest * size)
 
 
-def _by_round(spec: RunSpec) -> Iterator[Ints]:
-    """(k,): the holders of round 0, 1, .. without end."""
+ByRound = Iterator[tuple[Ints, Floats]]
+"""(k,) each: the holders of round 0, 1, .. without end, and how many times the usual time each of
+them takes for its gradients."""
+
+
+def _by_round(spec: RunSpec, slow: Stragglers | None) -> ByRound:
+    """Of a run, with those stragglers."""
+    names, there = {"nodes": spec.nodes, "active": spec.n_active}, spec.there()
     for block in itertools.count():
-        yield from spec.holders(block)
+        holders = spec.holders(block)
+        pace = np.ones(holders.shape)
+        if slow:
+            drawn = generator(spec.seed, "stragglers", block=block, **names).random(pace.shape)
+            pace[drawn < slow.share] = slow.factor
+        if there is not None:
+            start = block * len(pace) % len(there)
+            pace *= there[start : start + len(pace)]
+        yield from zip(holders, pace, strict=True)
 
 
 class _Graph(NamedTuple):
@@ -253,10 +282,16 @@ class _Clock:
         time: Floats = at.astype(float) * (self.compute + 2 * (n - 1) / n * slowest)
         return time, at * 2 * (n - 1)
 
-    def served(self, at: Ints, holders: Iterator[Ints]) -> tuple[Floats, Ints, Ints]:
+    def late(self, at: Ints, by_round: ByRound) -> Floats:
+        """What stragglers add to the time after each number of rounds in which all wait for all."""
+        slowest = (pace.max() - 1 for _, pace in itertools.islice(by_round, int(at.max(initial=0))))
+        added: Floats = self.compute * np.cumsum([0.0, *slowest])[at]
+        return added
+
+    def served(self, at: Ints, by_round: ByRound) -> tuple[Floats, Ints, Ints]:
         """As `moving`, for holders that a server sends to and hears from."""
         tally, busiest, k = _Tally(self.n_nodes), [0], 0
-        for holder in itertools.islice(holders, int(at.max(initial=0))):
+        for holder, _ in itertools.islice(by_round, int(at.max(initial=0))):
             k = len(holder)
             tally.add(holder, np.ones_like(holder))
             busiest.append(tally.busiest)
@@ -293,8 +328,8 @@ class _Clock:
             begun = begun + sent[phase]
         return time, total, busiest
 
-    def moving(self, at: Ints, holders: Iterator[Ints]) -> tuple[Floats, Ints, Ints]:
-        """As `fixed`, for tokens that move; holders: (k,), round by round."""
+    def moving(self, at: Ints, by_round: ByRound) -> tuple[Floats, Ints, Ints]:
+        """As `fixed`, for tokens that move."""
         fused, compute = self.network.form == "fused", self.compute
         last = int(at.max(initial=0))
         time, total, busiest = np.zeros(last + 1), *np.zeros((2, last + 1), dtype=np.int64)
@@ -303,12 +338,12 @@ class _Clock:
         fetched = [_carrying(g, self.carried - 1) for g in self.graphs] if fused else []
         x = y = np.zeros(self.n_tokens)
         before = every
-        for t, holder in enumerate(itertools.islice(holders, last)):
+        for t, (holder, pace) in enumerate(itertools.islice(by_round, last)):
             if t:
                 done, needed = (y, fetched[(t - 1) % len(fetched)]) if fused else (x, alone)
                 x, *sent = self._send(done, needed, before, holder)
                 tally.add(*sent)
-            y, before, graph = x + compute, holder, self.graphs[t % len(self.graphs)]
+            y, before, graph = x + compute * pace, holder, self.graphs[t % len(self.graphs)]
             if fused and t + 1 not in due:
                 continue
             gossiped, *sent = self._send(y, graph, holder, holder)

@@ -297,7 +297,7 @@ class Suite:
         # a k that is chosen is not known yet
         unknown = {"lr", "active", "share"} if method.search else {"lr"} if self.spec.tune else None
         try:
-            label = label.format(**spec.model_dump(mode="json", exclude=unknown))
+            label = label.format(**spec.settings(exclude=unknown))
         except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             message = (
                 f"label {label!r} names no setting of a run, or not as it can be shown ({error}): "
