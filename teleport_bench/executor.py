@@ -86,7 +86,10 @@ def pick_engine(mode: str, specs: Sequence[RunSpec], device: torch.device) -> bo
 
 def _seconds_in_torch(specs: Sequence[RunSpec]) -> float:
     """A guess, at five operations a nanosecond and a millisecond a round of a fleet."""
-    operations = sum(s.rounds * s.n_active * s.build_problem().operations() for s in specs)
+    operations = sum(
+        s.rounds * s.n_active * s.build_algorithm().local_steps * s.build_problem().operations()
+        for s in specs
+    )
     return operations / 5e9 + sum(part[0].rounds for part in group(specs)) * 1e-3
 
 

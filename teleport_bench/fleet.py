@@ -20,12 +20,13 @@ from torch import Tensor
 import teleport_kernels as tk
 from teleport_bench import native, trace
 from teleport_bench.activation import BLOCK, draw_holders
-from teleport_bench.algorithms import State
+from teleport_bench.algorithms import Rate, State
+from teleport_bench.conditions import absence
 from teleport_bench.curves import Curves, Outcome, Target
 from teleport_bench.graphs import Graphs
 from teleport_bench.metrics import AXES
 from teleport_bench.native.calls import PHASES
-from teleport_bench.network import messages
+from teleport_bench.network import sent
 from teleport_bench.problems import Member
 from teleport_bench.problems.base import worlds_of
 from teleport_bench.spec import RunSpec, canonical
@@ -66,16 +67,17 @@ def group(specs: Sequence[RunSpec], most: int | None = None) -> list[list[RunSpe
     (FLEET_BYTES), unless a single run has more.
 
     They share algorithm, problem, optimiser constants and the rounds that are evaluated; nodes,
-    active nodes, their draw, topology, step size, schedule and seed may differ. The graphs of a
-    group come round together after at most MOST_PHASES rounds.
+    active nodes, their draw, topology, loss, step size, schedule and seed may differ. The graphs of
+    a group come round together after at most MOST_PHASES rounds.
     """
     most = FLEET_BYTES if most is None else most
     groups: dict[str, list[_Part]] = {}
     for spec in specs:
-        own = {"nodes", "active", "share", "topology", "lr", "schedule", "seed"}
+        own = {"nodes", "active", "share", "topology", "loss", "lr", "schedule", "seed"}
         key = canonical(spec.model_dump(mode="json", exclude=own))
-        size = spec.n_active * spec.build_problem().n_params * 4
-        period = spec.build_topology().period
+        period = spec.period
+        # a row counts as much as its part of the matrices of a period at least
+        size = spec.n_active * max(spec.build_problem().n_params, period) * 4
         parts = groups.setdefault(key, [])
         part = next((p for p in parts if p.takes(size, period, most)), None)
         if part is None:
@@ -160,8 +162,12 @@ class Fleet:
         node_of_run = torch.tensor([self.node_offset[m] for m in self.member_of_run])
         self.node_shift = node_of_run.to(self.device)[self.run]
 
+        there = [columns for spec in specs if (columns := spec.there()) is not None]
+        self.there = np.concatenate(there, axis=1) if there else None
+        """(period, rows): whether each row's node is there, where rows stay at their nodes."""
         self.factors = _Factors(specs)
         self.mixings: dict[tuple[int, ...], tk.Mixing] = {}
+        self.alone = tk.Mixing.identity(len(self.run)).to(self.device)
         self.period = math.lcm(*(topology.period for topology in self.topologies))
         self.phases = dict.fromkeys(PHASES, 0.0)
         self.choices = Choices(self)
@@ -369,7 +375,7 @@ class Choices:
     node: Tensor
     """(BLOCK, member rows): holders, counted through all worlds."""
     data: Tensor
-    """(BLOCK, member rows, ...): what `problem.draw` gives."""
+    """(BLOCK local steps, member rows, ...): what `problem.draw` gives."""
     lr: Tensor
     """(BLOCK, rows)"""
 
@@ -378,6 +384,8 @@ class Choices:
         self._sizes: NDArray[np.float32] | None = None
         self._spare: NDArray[Any] | None = None
         self._blocks = math.ceil(fleet.spec.rounds / BLOCK)
+        away = fleet.spec.away
+        self._absence = [absence(away, m.seed, m.nodes) if away else None for m in fleet.members]
 
     @contextmanager
     def drawing(self, first: int = 0) -> Iterator[None]:
@@ -396,10 +404,15 @@ class Choices:
         self._put("data", drawn.data)
         if block + 1 < self._blocks:
             self._next = self._pool.submit(self._draw, block + 1)
-        sizes = self._fleet.factors.block(block * BLOCK)
-        if self._sizes is None or not np.array_equal(sizes, self._sizes):
+        sizes, there = self._fleet.factors.block(block * BLOCK), self._fleet.there
+        again = self._sizes is not None and np.array_equal(sizes, self._sizes)
+        if not again or (there is not None and len(there) > BLOCK):
             self._sizes = sizes
-            self._put("lr", torch.from_numpy(sizes).to(self._fleet.device)[:, self._fleet.run])
+            lr = torch.from_numpy(sizes).to(self._fleet.device)[:, self._fleet.run]
+            if there is not None:
+                start = block * BLOCK % len(there)
+                lr *= torch.from_numpy(there[start : start + BLOCK]).to(lr.device)
+            self._put("lr", lr)
         return drawn.holders
 
     def _draw_first(self, block: int) -> _Drawn:
@@ -411,11 +424,14 @@ class Choices:
     def _draw(self, block: int) -> _Drawn:
         fleet, activation = self._fleet, self._fleet.algorithm.activation
         holders = [
-            draw_holders(activation, m.seed, m.nodes, m.active, block, m.share)
-            for m in fleet.members
+            draw_holders(activation, m.seed, m.nodes, m.active, block, m.share, away)
+            for m, away in zip(fleet.members, self._absence, strict=True)
         ]
         node = [h + offset for h, offset in zip(holders, fleet.node_offset, strict=True)]
-        data: list[NDArray[Any]] = [fleet.problem.draw(i, block, h) for i, h in enumerate(holders)]
+        steps = fleet.algorithm.local_steps
+        data: list[NDArray[Any]] = [
+            fleet.problem.draw(i, block, h.repeat(steps, axis=0)) for i, h in enumerate(holders)
+        ]
         # one array for all blocks: new memory costs as much as what is drawn into it
         self._spare = np.concatenate(data, axis=1, out=self._spare)
         return _Drawn(holders, np.concatenate(node, axis=1), self._spare)
@@ -459,7 +475,16 @@ class FleetRound:
         watch: native.Watch | None = None,
     ) -> None:
         self.fleet, self.t, self.i, self.place = fleet, t, i, place
+        self._step = 0
         self._tape, self._watch = tape, watch
+
+    @property
+    def lr(self) -> Rate:
+        return Rate()
+
+    @property
+    def beta(self) -> float:
+        return self.fleet.spec.momentum
 
     def fetch(self, x: Tensor) -> Tensor:
         place = self.place
@@ -468,51 +493,121 @@ class FleetRound:
         with self.fleet.phase("mix"):
             return place.nodes[self._address if place.address is None else place.address]
 
-    def gradient(self, x: Tensor) -> Tensor:
-        fleet = self.fleet
+    def gradient(self, x: Tensor, step: int = 0) -> Tensor:
+        fleet, steps = self.fleet, self.fleet.algorithm.local_steps
+        if not 0 <= step < steps:
+            raise ValueError(f"a round has local steps 0..{steps - 1} of batches, got {step}")
+        self._step = step
         if not fleet.compiled:
             with fleet.phase("gradient"):
                 return fleet.problem.gradient(x, self.node, self.data)
         with self._own():
             # a call keeps tensors of its own: what is lent is free when the algorithm drops it
             grad = fleet.buffers.take()
-            node, data = fleet.choices.node[self.i], fleet.choices.data[self.i]
+            node, data = fleet.choices.node[self.i], fleet.choices.data[self.i * steps + step]
             self._make(fleet.problem.call(x.detach(), grad.detach(), node, data))
             return grad
 
+    def sgd_step(self, x: Tensor, grad: Tensor, momentum: Tensor | None) -> Tensor:
+        return self._sgd(x, grad, self.fleet.alone, momentum=momentum, **self._optimiser)
+
     def sgd_mix(self, x: Tensor, grad: Tensor, momentum: Tensor | None) -> Tensor:
-        fleet, spec, nodes = self.fleet, self.fleet.spec, self.place.nodes
-        step: dict[str, Any] = {
-            "momentum": momentum,
+        nodes = self.place.nodes
+        if nodes is None:
+            return self._sgd(x, grad, self._mixing, momentum=momentum, **self._optimiser)
+        self.place.address = to = self._address
+        stored = {"target": to, "out": nodes, "momentum": momentum}
+        return self._sgd(x, grad, self._mixing, **stored, **self._optimiser)
+
+    def mix(self, x: Tensor, direction: Tensor | None = None) -> Tensor:
+        if direction is not None:
+            return self._sgd(x, direction, self._mixing)
+        if not self.fleet.compiled:
+            with self.fleet.phase("mix"):
+                return tk.gossip_mix(x, self._mixing)
+        return self._mix(x, self._mixing)
+
+    def decayed(self, grad: Tensor, x: Tensor) -> Tensor:
+        decay = self.fleet.spec.weight_decay
+        return self.combine((1, grad), (decay, x)) if decay else grad
+
+    def combine(self, *terms: tuple[float | Rate, Tensor]) -> Tensor:
+        fleet = self.fleet
+        if not fleet.compiled:
+            with fleet.phase("mix"):
+                first, *others = ((self._coefficient(c), x) for c, x in terms)
+                out = first[0] * first[1]
+                for c, x in others:
+                    out = out + c * x
+                return out
+        with self._own():
+            out = fleet.buffers.take()
+            rates = [(c if isinstance(c, Rate) else Rate(c, 0), x) for c, x in terms]
+            given = [(c.factor, c.power, x.detach()) for c, x in rates]
+            self._make(native.combine(given, fleet.choices.lr[self.i], out.detach()))
+            return out
+
+    @property
+    def _optimiser(self) -> dict[str, Any]:
+        """The run's settings of `tk.sgd_mix`."""
+        spec = self.fleet.spec
+        return {
             "beta": spec.momentum,
             "nesterov": spec.nesterov,
             "weight_decay": spec.weight_decay,
         }
-        if not fleet.compiled or nodes is not None:
+
+    def _sgd(
+        self,
+        x: Tensor,
+        grad: Tensor,
+        mixing: tk.Mixing,
+        *,
+        momentum: Tensor | None = None,
+        **settings: Any,
+    ) -> Tensor:
+        """`tk.sgd_mix` with this round's step sizes."""
+        fleet = self.fleet
+        if not fleet.compiled or "out" in settings:
             with fleet.phase("mix"):
-                mixing = fleet.mixing(self.t)
-                target = None if nodes is None else self._address
-                self.place.address = target
                 lr = self._now(fleet.choices.lr)
-                return tk.sgd_mix(x, grad, mixing, lr=lr, target=target, out=nodes, **step)
+                return tk.sgd_mix(x, grad, mixing, lr=lr, momentum=momentum, **settings)
         with self._own():
-            out, lr, mixing = fleet.buffers.take(), fleet.choices.lr[self.i], fleet.mixing(self.t)
+            settings |= {"lr": fleet.choices.lr[self.i], "grad": grad.detach()}
             if momentum is not None:
-                step["momentum"] = momentum.detach()
-            rows = x.detach(), mixing, out.detach()
-            arguments = cpu.prepare(*rows, grad=grad.detach(), lr=lr, pool=True, **step)
+                settings["momentum"] = momentum.detach()
+        return self._mix(x, mixing, **settings)
+
+    def _mix(self, x: Tensor, mixing: tk.Mixing, **step: Any) -> Tensor:
+        """The call of the compiled mixing, made and recorded."""
+        with self._own():
+            out = self.fleet.buffers.take()
+            arguments = cpu.prepare(x.detach(), mixing, out.detach(), pool=True, **step)
             self._make(native.Call(cpu.function(), arguments, "mix", ()))
             return out
+
+    @property
+    def _mixing(self) -> tk.Mixing:
+        with self._own():
+            return self.fleet.mixing(self.t)
+
+    def _coefficient(self, c: float | Rate) -> float | Tensor:
+        """A number, or (rows, 1)."""
+        if not isinstance(c, Rate):
+            return c
+        lr = self._now(self.fleet.choices.lr).unsqueeze(1)
+        factor = torch.full_like(lr, c.factor)
+        return factor * lr if c.power > 0 else torch.where(lr == 0, 0.0, factor / lr)
 
     @functools.cached_property
     def node(self) -> Tensor:
         """(rows,): who holds each token, counted through all worlds."""
         return self._now(self.fleet.choices.node)[self.fleet.member_row]
 
-    @functools.cached_property
+    @property
     def data(self) -> Tensor:
-        """(rows, ...): each row's random choices."""
-        data = self._now(self.fleet.choices.data)
+        """(rows, ...): each row's random choices for the local step that it takes."""
+        data = self._now(self.fleet.choices.data, self.fleet.algorithm.local_steps, self._step)
         return data[self.fleet.member_row] if self.fleet.shares else data
 
     @functools.cached_property
@@ -520,10 +615,12 @@ class FleetRound:
         """Rows of the nodes tensor: every run has its own n."""
         return self.node - self.fleet.node_shift + self.fleet.storage_offset
 
-    def _now(self, block: Tensor) -> Tensor:
-        if isinstance(self.i, Tensor):
-            return block.index_select(0, self.i).squeeze(0)
-        return block[self.i]
+    def _now(self, block: Tensor, steps: int = 1, step: int = 0) -> Tensor:
+        """This round's part of what a block has for each of so many steps a round."""
+        at = self.i * steps + step
+        if isinstance(at, Tensor):
+            return block.index_select(0, at).squeeze(0)
+        return block[at]
 
     def _make(self, call: native.Call) -> None:
         with self.fleet.phase(call.phase):
@@ -566,14 +663,19 @@ class _Recorder:
         place = {key: i for i, key in enumerate(self.senders)}
         self.sender = np.array([place[key] for key in keys])
         self.sent = np.zeros((1, len(self.senders)), dtype=np.int64)
-        """(1 + BLOCK, senders): messages up to the end of each round of the block."""
+        """(1 + BLOCK, senders): vectors sent up to the end of each round of the block."""
         self.start = 0
 
     def count(
         self, start: int, holders: list[NDArray[np.int64]], before: list[NDArray[np.int64]]
     ) -> None:
-        """Add the messages of a block of rounds."""
-        counts = [messages(topology, holders[m], before[m], start) for m, topology in self.senders]
+        """Add what is sent in a block of rounds."""
+        method = self.fleet.algorithm
+        carried = method.carried(momentum=self.fleet.spec.momentum > 0)
+        counts = [
+            sent(method.communication, *where, start, vectors=method.vectors, carried=carried)
+            for where in ((topology, holders[m], before[m]) for m, topology in self.senders)
+        ]
         sums = np.cumsum(counts, axis=1).T
         self.sent = self.sent[-1] + np.concatenate([np.zeros_like(sums[:1]), sums])
         self.start = start
@@ -592,7 +694,7 @@ class _Recorder:
         fleet, problem = self.fleet, self.fleet.spec.build_problem()
         with fleet.phase("metric"):
             values = self._metrics(x)
-        gradients = t * self.active
+        gradients = self._computing(t) * fleet.algorithm.local_steps
         size = self.sent[t - self.start][self.sender] * problem.n_params * x.element_size()
         epochs = [problem.epochs(n, g) for n, g in zip(self.nodes, gradients, strict=True)]
         axes = (np.full_like(gradients, t), epochs, gradients, size, size / self.nodes)
@@ -602,6 +704,16 @@ class _Recorder:
         self.ending = np.zeros_like(self.over)
         if not self.over.all():
             on_tick(Tick(0, t, self.headline, float(values[self.headline][~self.over].mean())))
+
+    def _computing(self, t: int) -> NDArray[np.int64]:
+        """(runs,): how often a row was at a node that was there, in t rounds."""
+        there = self.fleet.there
+        if there is None:
+            return t * self.active
+        periods, rest = divmod(t, len(there))
+        rows = periods * there.sum(0) + there[:rest].sum(0)
+        counts: NDArray[np.int64] = np.add.reduceat(rows, self.starts[:-1].numpy())
+        return counts
 
     def _metrics(self, x: Tensor) -> dict[str, NDArray[np.float64]]:
         """(runs,) values by metric."""

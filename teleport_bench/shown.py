@@ -171,7 +171,7 @@ def settings_of(spec: RunSpec) -> dict[str, Scalar]:
         elif value is not None:
             found[prefix] = value if isinstance(value, Scalar) else str(value)
 
-    walk("", spec.model_dump(mode="json"))
+    walk("", spec.settings())
     return found
 
 

@@ -40,9 +40,10 @@ class FleetProblem(ABC):
 
     @abstractmethod
     def draw(self, member: int, block: int, holders: NDArray[np.int64]) -> NDArray[Any]:
-        """(BLOCK, k, ...): the random choices of one member; blocks come in order, from 0.
+        """(BLOCK s, k, ...): the random choices of one member; blocks come in order, from 0.
 
-        holders: (BLOCK, k), who is active.
+        holders: (BLOCK s, k), who is active: each round comes s times, once for each of the local
+        steps of an algorithm (s = 1 for most). Step 0 draws from the same stream whatever s is.
         """
 
     @abstractmethod

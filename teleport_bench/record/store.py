@@ -153,11 +153,10 @@ class Store:
 
         Killed in between, nothing is lost: what has a file of its own is read from there.
         """
-        loose = {spec.id: self.path(spec) for spec in specs}
-        lines = dict(self._packed)
-        for key, path in loose.items():
-            if (record := path.read_bytes() if path.is_file() else None) is not None:
-                lines[key] = record.strip()
+        loose = {s.id: path for s in specs if (path := self.path(s)).is_file()}
+        if not loose:
+            return
+        lines = self._packed | {key: path.read_bytes().strip() for key, path in loose.items()}
         out = io.BytesIO()
         with gzip.GzipFile(fileobj=out, mode="wb", mtime=0) as file:  # no date: equal bytes
             file.writelines(lines[key] + b"\n" for key in sorted(lines))
