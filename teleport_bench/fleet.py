@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from teleport_bench.problems import Member
 from teleport_bench.problems.base import worlds_of
 from teleport_bench.spec import RunSpec, canonical
 from teleport_kernels import cpu
+
+if TYPE_CHECKING:
+    from teleport_bench.checkpoint import Checkpoint
 
 FLEET_BYTES = 4 * 2**20
 """Parameters advanced together, so that a fleet's tensors stay in cache: measured on two cores with
@@ -196,17 +199,41 @@ class Fleet:
         """What advances the rounds: "compiled", "graph" or "torch"."""
         return "compiled" if self.compiled else "graph" if self.graphs else "torch"
 
-    def advance(self, on_tick: Callable[[Tick], None] = lambda _: None) -> list[Outcome]:
-        """All rounds of all runs. Calls on_tick after each block and each evaluation."""
+    def advance(
+        self,
+        on_tick: Callable[[Tick], None] = lambda _: None,
+        checkpoint: Checkpoint | None = None,
+    ) -> list[Outcome]:
+        """All rounds of all runs, or those that a checkpoint leaves. Calls on_tick after each block
+        and each evaluation."""
         recorder = _Recorder(self)
-        state, nodes = self._start()
         due, looks = set(self.spec.evaluations()), set(self.spec.looks())
-        recorder.look(0, state["x"])
-        recorder.evaluate(0, state["x"], on_tick)
-        before: list[NDArray[np.int64]] = []
-        place = Place(nodes)
-        with self.choices.drawing():
-            for start in range(0, self.spec.rounds, BLOCK):
+        begin, before = 0, list[NDArray[np.int64]]()
+        if checkpoint and (kept := checkpoint.load()):
+            begin, before = kept["round"], kept["before"]
+            state = {name: x.to(self.device) for name, x in kept["state"].items()}
+            place = Place(*(x if x is None else x.to(self.device) for x in kept["place"]))
+            recorder.restore(kept["recorder"])
+            self.phases |= kept["phases"]
+            on_tick(Tick(begin * self.n_rows, begin))
+        else:
+            state, nodes = self._start()
+            place = Place(nodes)
+            recorder.look(0, state["x"])
+            recorder.evaluate(0, state["x"], on_tick)
+        with self.choices.drawing(begin // BLOCK):
+            for start in range(begin, self.spec.rounds, BLOCK):
+                if checkpoint and start > begin and checkpoint.due:
+                    checkpoint.save(
+                        {
+                            "round": start,
+                            "before": before,
+                            "state": state,
+                            "place": [place.nodes, place.address],
+                            "recorder": recorder.keep(),
+                            "phases": self.phases,
+                        }
+                    )
                 end = min(start + BLOCK, self.spec.rounds)
                 with self.phase("data"):
                     holders = self.choices.take(start // BLOCK)
@@ -361,10 +388,10 @@ class Choices:
         self._absence = [absence(away, m.seed, m.nodes) if away else None for m in fleet.members]
 
     @contextmanager
-    def drawing(self) -> Iterator[None]:
-        """Blocks can be taken in here, from 0, in order."""
+    def drawing(self, first: int = 0) -> Iterator[None]:
+        """Blocks can be taken in here, from the first, in order."""
         with ThreadPoolExecutor(1) as self._pool:
-            self._next = self._pool.submit(self._draw, 0)
+            self._next = self._pool.submit(self._draw_first, first)
             try:
                 yield
             finally:
@@ -387,6 +414,12 @@ class Choices:
                 lr *= torch.from_numpy(there[start : start + BLOCK]).to(lr.device)
             self._put("lr", lr)
         return drawn.holders
+
+    def _draw_first(self, block: int) -> _Drawn:
+        if self._fleet.problem.in_order:
+            for earlier in range(block):
+                self._draw(earlier)
+        return self._draw(block)
 
     def _draw(self, block: int) -> _Drawn:
         fleet, activation = self._fleet, self._fleet.algorithm.activation
@@ -414,10 +447,10 @@ class Choices:
 class Place:
     """Where tokens lie between rounds: in their rows, or at the nodes that held them last."""
 
-    def __init__(self, nodes: Tensor | None) -> None:
+    def __init__(self, nodes: Tensor | None, address: Tensor | None = None) -> None:
         self.nodes = nodes
         """(all nodes, P) where storage = "nodes"."""
-        self.address: Tensor | None = None
+        self.address = address
         """(rows,): where each token was stored last."""
 
     def stored(self, x: Tensor, fleet: Fleet) -> Tensor:
@@ -692,6 +725,21 @@ class _Recorder:
         found = fleet.problem.evaluate(x, mean, fleet.run, fleet.world)
         found["consensus"] = distance / self.rows
         return {name: value.double().cpu().numpy() for name, value in found.items()}
+
+    def keep(self) -> dict[str, Any]:
+        """What `restore` needs, between blocks."""
+        return {
+            "over": self.over,
+            "sent": self.sent[-1:],
+            "curves": self.curves.keep(),
+            "target": self.target and self.target.keep(),
+        }
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        self.over, self.sent = kept["over"], kept["sent"]
+        self.curves.restore(kept["curves"])
+        if self.target:
+            self.target.restore(kept["target"])
 
     @property
     def all_over(self) -> bool:

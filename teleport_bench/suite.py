@@ -27,7 +27,7 @@ from teleport_bench import plugins
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.locator import Loc, Locator
 from teleport_bench.metrics import ROUND_TIME, ROUNDS_TO_TARGET, TO_TARGET
-from teleport_bench.registry import StrictModel, error_at
+from teleport_bench.registry import ALGORITHMS, StrictModel, error_at
 from teleport_bench.shown import Check, ClaimSpec, FigureSpec, MetricName, ProfileSpec, TableSpec
 from teleport_bench.spec import RunSpec, build_algorithm, canonical
 from teleport_bench.theory import TheorySpec
@@ -96,9 +96,9 @@ class SuiteSpec(StrictModel):
     method: the methods compared, each with settings and a grid of its own, which win over [run] and
     [grid]. set: settings that win over all of these, as `--set` gives them. tune: how step sizes
     are chosen. equal: what the runs have in common: the rounds that are given, or the epochs that
-    D-SGD makes in them, for which k of n active nodes take n/k times as many rounds (and rounds
-    between evaluations, and of warm-up). alone: no run shares its fleet with another, so that its
-    times are its own.
+    D-SGD makes in them, for which k of n active nodes with H local steps take n/(k H) times as many
+    rounds (and rounds between evaluations, and of warm-up). alone: no run shares its fleet with
+    another, so that its times are its own.
 
     table, figure, claim, profile: what the report shows. theory: rates and best k by the derived
     bounds, for a suite with or without runs. network: what simulated time and the bytes of the
@@ -532,19 +532,23 @@ def _put(table: dict[str, Any], path: Sequence[str], value: Any) -> None:
 
 
 def _to_equal_epochs(run: dict[str, Any]) -> None:
-    """Give a run with k of n active nodes n/k times its rounds."""
-    n, k = run.get("nodes"), run.get("active")
-    if not isinstance(n, int) or not isinstance(k, int) or k < 1:
-        return  # all are active, or validation says what is wrong
+    """Give a run with k of n active nodes, each of H local steps, n/(k H) times its rounds."""
+    n, k = run.get("nodes"), run.get("active", run.get("nodes"))
+    try:
+        steps = ALGORITHMS.resolve(run["algorithm"]).get("local_steps", 1)
+    except (KeyError, ValueError, UserError):
+        return  # validation says what is wrong
+    if not all(isinstance(count, int) and count > 0 for count in (n, k)):
+        return
     schedule = run.get("schedule")
     for table, key in ((run, "rounds"), (run, "eval_every"), (schedule, "warmup")):
         if isinstance(table, dict) and isinstance(table.get(key), int):
-            if table[key] * n % k:
+            if table[key] * n % (k * steps):
                 raise UserError(
-                    f'equal = "epochs" makes {key} = {table[key]} x nodes / active, and '
-                    f"{table[key]} x {n} / {k} is no whole number: take another {key} or active"
+                    f'equal = "epochs" makes {key} = {table[key]} x nodes / (active x steps), and '
+                    f"{table[key]} x {n} / {k * steps} is no whole number: take another {key}"
                 )
-            table[key] = table[key] * n // k
+            table[key] = table[key] * n // (k * steps)
 
 
 def _product(grid: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:

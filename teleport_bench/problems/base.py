@@ -30,6 +30,10 @@ class Member(NamedTuple):
 class FleetProblem(ABC):
     """One problem for the stacked rows of a fleet, on one device."""
 
+    in_order: bool = True
+    """Whether a block of random choices depends on those before it, so that a run that goes on from
+    a checkpoint must draw them again."""
+
     @abstractmethod
     def initial(self, seed: int) -> Tensor:
         """(P,): the initial parameters of all nodes; depends on the seed alone."""
@@ -84,6 +88,10 @@ class Problem(ABC):
     @abstractmethod
     def operations(self) -> int:
         """Floating-point operations of one stochastic gradient."""
+
+    def drawn(self) -> int:
+        """Numbers of four bytes that an active node draws in a round, about."""
+        return 0
 
     @abstractmethod
     def fleet(self, members: Sequence[Member], device: torch.device) -> FleetProblem:

@@ -118,6 +118,9 @@ class Classification(Problem):
     def operations(self) -> int:
         return self.batch_size * self.network.operations(self.dataset.input_shape)
 
+    def drawn(self) -> int:
+        return self.batch_size * (1 if self.augment == "none" else 2)
+
     def fleet(self, members: Sequence[Member], device: torch.device) -> FleetClassification:
         return FleetClassification(self, members, device)
 
@@ -139,7 +142,8 @@ class FleetClassification(FleetProblem):
         self.shift = torch.from_numpy(-mean / std)[:, None, None].to(device)
         shards = {world: problem.shards(*world) for world in worlds_of(members)}
         self._native: NativeNetwork | None = None
-        sampler = Replacement if problem.batches == "replacement" else Shuffle
+        self.in_order = problem.batches == "shuffle"
+        sampler = Shuffle if self.in_order else Replacement
         self.samplers = [
             sampler(shards[m.seed, m.nodes], m.seed, problem.batch_size) for m in members
         ]

@@ -89,6 +89,9 @@ class Quadratic(Problem):
     def operations(self) -> int:
         return self.dim * (3 if self.family == "curvature" else 2 * self.dim + 2)
 
+    def drawn(self) -> int:
+        return self.dim
+
     def fleet(self, members: Sequence[Member], device: torch.device) -> FleetQuadratic:
         return FleetQuadratic(self, members, device)
 
@@ -114,6 +117,8 @@ class Quadratic(Problem):
 
 class FleetQuadratic(FleetProblem):
     """Quadratics on stacked rows; nodes are counted through all worlds."""
+
+    in_order = False
 
     def __init__(self, problem: Quadratic, members: Sequence[Member], device: torch.device) -> None:
         self.problem, self.members, self.device = problem, members, device

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from teleport_bench.errors import UserError
 from teleport_bench.record import Record, Store
-from teleport_bench.record.store import SUITE_FILE, write_atomically
+from teleport_bench.record.store import SUITE_FILE, write_atomically, writing
 from teleport_bench.report import claims
 from teleport_bench.report.frame import Frame, frame
 from teleport_bench.report.tables import Table, build_table, tuning_table
@@ -110,9 +110,10 @@ def of_drawings(drawings: Sequence[Drawing]) -> dict[str, bytes]:
 
 
 def write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write every file, each whole or not at all."""
-    for name, content in files.items():
-        write_atomically(folder / name, content)
+    """Write every file, each whole or not at all; UserError where that is not possible."""
+    with writing(folder):
+        for name, content in files.items():
+            write_atomically(folder / name, content)
 
 
 def check(folder: Path, files: Mapping[str, bytes]) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from teleport_bench.metrics import METRICS, TO_TARGET
 from teleport_bench.report.figures import Drawing, canvas, rendered, styles_of
@@ -125,7 +125,7 @@ def drawing(frame: Frame, found: Profile) -> Drawing:
     most = max([2.0, *finite]) * 1.1
     view = frame.view(spec)
     styles = styles_of(view)
-    with canvas(spec.name, 6.4, 3.2) as figure:
+    with canvas(spec.name, 6.4, 3.6) as figure:
         ax = figure.subplots()
         for label, of in ratios.items():
             mine = np.sort([r for r in of if not math.isnan(r)])
@@ -134,11 +134,20 @@ def drawing(frame: Frame, found: Profile) -> Drawing:
             x = [1.0, *mine[mine < math.inf], most]
             y = [(mine <= at).mean() for at in x]
             style = styles[label]
-            line = ax.step(x, y, where="post", color=style.colour, linewidth=1.5, label=label)[0]
+            look: dict[str, Any] = {"color": style.colour, "linewidth": 1.5, "label": label}
+            marks: dict[str, Any] = {
+                "marker": style.marker,
+                "markersize": 5,
+                "markeredgecolor": "white",
+            }
+            line = ax.step(x, y, where="post", **look, **marks)[0]
             if style.dashes:
                 line.set_dashes(style.dashes)
         ax.set_xscale("log")
-        ax.set_xlim(1, most)
+        ax.set_xlim(0.97, most)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda factor, _: f"{factor:g}x"))
         ax.set_ylim(0, 1.03)
         ax.yaxis.set_major_formatter(PercentFormatter(1.0))
         ax.set_xlabel(f"{METRICS[spec.metric].label}, over that of the best method")
