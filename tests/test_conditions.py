@@ -467,6 +467,7 @@ def test_nobody_away_is_no_condition() -> None:
     none = spec(away={"share": 0.0, "spell": 5})
     assert none == spec()
     assert none.id == spec().id
+    assert spec("allreduce", momentum=0.5, away={"share": 0, "spell": 5}).away is None
 
 
 @pytest.mark.parametrize(
