@@ -118,10 +118,16 @@ def _parser() -> argparse.ArgumentParser:
     theory.add_argument("--nodes", metavar="N,..", type=_listed, help="numbers of nodes n")
     theory.add_argument("--rounds", metavar="T,..", type=_listed, help="numbers of rounds T")
     theory.add_argument("--topology", dest="topologies", metavar="NAME", nargs="+")
-    theory.add_argument("--sigma2", metavar="X", help="variance of a stochastic gradient")
-    theory.add_argument("--zeta2", metavar="X", help="heterogeneity of the nodes' gradients")
-    theory.add_argument("--L", metavar="X", help="smoothness of each node's objective")
-    theory.add_argument("--r0", metavar="X", help="f(x0) - min f")
+    theory.add_argument(
+        "--sigma2", metavar="X", type=_number, help="variance of a stochastic gradient"
+    )
+    theory.add_argument(
+        "--zeta2", metavar="X", type=_number, help="heterogeneity of the nodes' gradients"
+    )
+    theory.add_argument(
+        "--L", metavar="X", type=_number, help="smoothness of each node's objective"
+    )
+    theory.add_argument("--r0", metavar="X", type=_number, help="f(x0) - min f")
     theory.set_defaults(command=_theory)
 
     kernels = commands.add_parser(
@@ -173,8 +179,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _listed(text: str) -> list[str]:
-    return text.split(",")
+def _number(text: str) -> int | float | str:
+    """The number that a text is; the text itself, for an error message, where it is none."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def _listed(text: str) -> list[int | float | str]:
+    return [_number(part) for part in text.split(",")]
 
 
 def _load(paths: Sequence[str]) -> None:

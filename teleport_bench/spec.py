@@ -27,7 +27,12 @@ from teleport_bench.registry import (
 from teleport_bench.schedules import Factor
 from teleport_bench.topologies import Topology, topology
 
-Count = Annotated[int, Field(gt=0, strict=True)]
+MOST = 2**31 - 1
+"""Of nodes, and of rounds."""
+Count = Annotated[int, Field(gt=0, le=MOST, strict=True)]
+
+MOST_LOOKS = 100_000
+"""Evaluations of a run, and looks at its target: each is a number in memory and in the record."""
 
 EVALUATIONS = 20
 """Evaluations in a run that does not say `eval_every`."""
@@ -127,6 +132,16 @@ class RunSpec(StrictModel):
         object.__setattr__(
             self, "eval_every", self.eval_every or max(1, self.rounds // EVALUATIONS)
         )
+        for key, every in (
+            ("eval_every", self.eval_every),
+            ("stop", self.stop and self.stop.every),
+        ):
+            if every and self.rounds // every > MOST_LOOKS:
+                message = (
+                    f"one every {every} of {self.rounds} rounds is more than {MOST_LOOKS:,}: take "
+                    f"every {-(-self.rounds // MOST_LOOKS)} or more"
+                )
+                raise error_at((key, message))
         for key, build in (("topology", self.build_topology), ("problem", self.build_problem)):
             try:
                 build()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import ConfigDict, model_validator, with_config
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from teleport_bench.registry import StrictModel
 
@@ -12,6 +13,34 @@ SCHEMA: Literal[1] = 1
 """Version of the record's layout; a record of another version is not read."""
 
 Status = Literal["finished", "diverged", "failed"]
+
+
+@with_config(ConfigDict(extra="allow"))
+class Code(TypedDict, total=False):
+    """Of the package; plugins: the version of each that the run used."""
+
+    version: str | None
+    commit: str | None
+    dirty: bool | None
+    plugins: dict[str, str]
+
+
+@with_config(ConfigDict(extra="allow"))
+class Environment(TypedDict):
+    """Of the machine; `provenance.environment` says what else."""
+
+    id: str
+    device: str
+    processor: str
+
+
+@with_config(ConfigDict(extra="allow"))
+class Posed(TypedDict, total=False):
+    """What `Problem.describe` says."""
+
+    data: dict[str, Any]
+    parameters: int
+    label_histogram: list[list[int]]
 
 
 class Made(StrictModel):
@@ -26,8 +55,8 @@ class Made(StrictModel):
     """What advanced the rounds: "compiled" (C++), "graph" (CUDA graphs) or "torch"."""
     phases: dict[str, float]
     """Seconds in data, gradient, mix and metric: the run's share of its fleet, by rows."""
-    environment: dict[str, Any]
-    code: dict[str, Any]
+    environment: Environment
+    code: Code
 
 
 class Record(StrictModel):
@@ -41,7 +70,7 @@ class Record(StrictModel):
     id: str
     status: Status
     spec: dict[str, Any]
-    problem: dict[str, Any] = {}
+    problem: Posed = {}
     curves: dict[str, list[float]] = {}
     diverged_at: int | None = None
     reached_at: int | None = None
@@ -55,6 +84,8 @@ class Record(StrictModel):
         lengths = {len(values) for values in self.curves.values()}
         if len(lengths) > 1:
             raise ValueError(f"curves must have one length, got {sorted(lengths)}")
+        if self.status == "finished" and not (lengths and self.curves.get("rounds")):
+            raise ValueError("a finished run has curves, and rounds among them")
         if self.status == "failed" and self.curves:
             raise ValueError("a failed run has no curves")
         if (self.status == "diverged") != (self.diverged_at is not None):

@@ -28,6 +28,7 @@ class Store:
         """Make the folders; UserError where that, or writing into them, is not possible."""
         try:
             for folder in (self.runs, self.folder / "tables", self.folder / "figures"):
+                refuse_link(folder)
                 folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=folder):
                     pass
@@ -55,11 +56,23 @@ class Store:
 
     def load(self, spec: RunSpec) -> Record | None:
         """The record of that run; None where there is none, or none that can be read."""
+        path = self.path(spec)
         try:
-            record = Record.model_validate_json(self.path(spec).read_bytes())
+            if path.is_symlink() or not path.is_file():  # nothing outside, and no pipe, is read
+                return None
+            record = Record.model_validate_json(path.read_bytes())
         except (OSError, ValidationError):
             return None
         return record if record.id == spec.id else None
+
+
+def refuse_link(path: Path) -> None:
+    """UserError for a link inside a results folder: it may lead anywhere."""
+    if path.is_symlink():
+        raise UserError(
+            f"{path} is a link to another place, and results are read and written in their folder "
+            "alone: remove it, or copy what it names"
+        )
 
 
 def write_atomically(path: Path, content: bytes) -> None:

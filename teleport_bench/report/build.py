@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from teleport_bench.errors import UserError
 from teleport_bench.record import Record, Store
-from teleport_bench.record.store import SUITE_FILE, write_atomically
+from teleport_bench.record.store import SUITE_FILE, refuse_link, write_atomically
 from teleport_bench.report import claims
 from teleport_bench.report.frame import Frame, frame
 from teleport_bench.report.tables import Table, build_table, tuning_table
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def open_report(folder: Path) -> tuple[Suite, dict[str, Record]]:
     """The suite that was run into a folder, and the records that are there."""
     path = folder / SUITE_FILE
+    refuse_link(path)
     try:
         text = path.read_text()
     except FileNotFoundError:
@@ -108,7 +109,10 @@ def of_drawings(drawings: Sequence[Drawing]) -> dict[str, bytes]:
 def write(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write every file, each whole or not at all."""
     for name, content in files.items():
-        write_atomically(folder / name, content)
+        path = folder / name
+        if path.parent != folder:
+            refuse_link(path.parent)
+        write_atomically(path, content)
 
 
 def check(folder: Path, files: Mapping[str, bytes]) -> list[str]:
