@@ -233,6 +233,11 @@ def _each(options: argparse.Namespace, do: Callable[[Suite], int]) -> int:
     from teleport_bench.suite import Suite, suite_name
 
     if options.data:
+        if not Path(options.data).is_dir():
+            raise UserError(
+                f"--data names the folder that holds image data sets, got {options.data!r}, which "
+                "is none: name another, or leave it out"
+            )
         os.environ[DATA_VARIABLE] = options.data
     chosen = _scaled(options)
     code = OK
@@ -323,7 +328,7 @@ def _profiled(path: Path | None) -> Iterator[None]:
         yield
         return
     try:  # before hours are spent
-        path.touch()
+        path.open("ab").close()
     except OSError as error:
         raise UserError(
             f"cannot write the trace to {path}: {error.strerror or error}; name another file"
@@ -424,6 +429,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     import importlib
     import tempfile
 
+    from teleport_bench.executor import pick_device
     from teleport_bench.report.build import write
 
     report = importlib.import_module(f"teleport_bench.report.{options.name}")
@@ -431,6 +437,7 @@ def _benchmark(options: argparse.Namespace) -> int:
         paths = options.json or [Path(folder) / "benchmark.json"]
         code = OK
         if not options.json:
+            pick_device(options.device)  # says what is wrong with it
             code = _measure(report.SOURCE, paths[0], options.device, options.scale)
         if code != OK and not paths[0].exists():
             return SOME_FAILED

@@ -27,6 +27,8 @@ def _known_metric(name: str) -> str:
 
 
 def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
+    if max(map(abs, limits)) > 1e100:
+        raise UserError(f"expected limits of at most 1e100, got {list(limits)}")
     if limits[0] >= limits[1]:
         raise UserError(f"expected the lower limit before the upper, got {list(limits)}")
     return limits
@@ -49,7 +51,6 @@ def _scalars(value: Any) -> Any:
 
 MetricName = Annotated[str, AfterValidator(_known_metric)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=64)]
-Limit = Annotated[float, Field(ge=-1e100, le=1e100)]
 
 
 class Item(StrictModel):
@@ -119,7 +120,7 @@ class FigureSpec(_Drawn):
     x: str = "rounds"
     columns: str | None = None
     rows: str | None = None
-    ylim: Annotated[tuple[Limit, Limit], AfterValidator(_ascending)] | None = None
+    ylim: Annotated[tuple[float, float], AfterValidator(_ascending)] | None = None
 
     @property
     def curve(self) -> bool:

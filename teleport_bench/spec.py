@@ -167,7 +167,7 @@ class RunSpec(StrictModel):
     @functools.cached_property
     def id(self) -> str:
         """12 hex digits that identify the run: a hash of every setting, defaults included."""
-        return hashlib.sha256(canonical(self.model_dump(mode="json")).encode()).hexdigest()[:12]
+        return id_of(self.model_dump(mode="json"))
 
     def check(self) -> None:
         """UserError where the problem cannot be posed for these nodes; reads the data."""
@@ -216,6 +216,11 @@ class RunSpec(StrictModel):
 def canonical(value: Any) -> str:
     """JSON with sorted keys: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def id_of(settings: dict[str, Any]) -> str:
+    """The id of the run with these settings, all of them."""
+    return hashlib.sha256(canonical(settings).encode()).hexdigest()[:12]
 
 
 def build_algorithm(choice: Choice) -> Algorithm:

@@ -162,7 +162,7 @@ class Suite:
         path = find(name)
         try:
             text = path.read_text("utf-8-sig")  # some editors begin a file with a mark
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # no UTF-8, or no name of a file
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"cannot read suite {path}: {reason}") from error
         source = parsed(text, str(path))
@@ -316,7 +316,7 @@ class Suite:
         except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             message = (
                 f"label {brief(label)} names no setting of a run, or not as it can be shown "
-                f"({brief(error)}): "
+                f"({error}): "
                 "use keys such as {active} or {nodes}"
             )
             raise UserError(where.at(("method", i, "label"), message)) from None
@@ -449,7 +449,8 @@ def of_group(name: str) -> list[str]:
     """The built-in suites of a folder ("paper"), or the suite of that name alone."""
     if name in built_in():
         return [name]
-    return [suite for suite in built_in() if suite.startswith(f"{name}/")] or [name]
+    folder = name.rstrip("/")
+    return [suite for suite in built_in() if suite.startswith(f"{folder}/")] or [name]
 
 
 def find(name: str) -> Path:

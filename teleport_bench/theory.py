@@ -39,10 +39,16 @@ def _ascending(values: list[int]) -> list[int]:
 Listed = Annotated[list[T], Field(min_length=1), AfterValidator(_ascending)]
 Sizes = Listed[Annotated[int, Field(gt=0, le=2**20)]]
 Rounds = Listed[Annotated[int, Field(gt=0, le=10**18)]]
-LARGE = 1e50
-"""Of a constant: products of several are floats."""
-Positive = Annotated[float, Field(gt=0, le=LARGE)]
-NonNegative = Annotated[float, Field(ge=0, le=LARGE)]
+
+
+def _moderate(value: float) -> float:
+    if value > 1e50:  # products of several are floats
+        raise UserError(f"expected at most 1e50, got {value}")
+    return value
+
+
+Positive = Annotated[float, Field(gt=0), AfterValidator(_moderate)]
+NonNegative = Annotated[float, Field(ge=0), AfterValidator(_moderate)]
 
 
 class Constants(StrictModel):

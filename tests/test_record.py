@@ -36,7 +36,9 @@ def test_a_record_comes_back_from_json_as_it_was(make_record):
 
 def test_every_float_survives_the_way_to_disk_and_back(record, tmp_path):
     values = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, float(np.nextafter(1, 2))]
-    before = change(record, curves={"rounds": values, "objective_gap": values})
+    before = change(
+        record, curves=dict.fromkeys(record.curves, [*range(6)]) | {"objective_gap": values}
+    )
     store = Store(tmp_path)
     store.save(before)
     after = store.load(SPEC).curves["objective_gap"]

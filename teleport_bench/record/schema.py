@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, model_validator, with_config
+from pydantic import ConfigDict, NonNegativeInt, model_validator, with_config
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
+from teleport_bench.metrics import AXES
 from teleport_bench.registry import StrictModel
 
 SCHEMA: Literal[1] = 1
@@ -72,8 +73,8 @@ class Record(StrictModel):
     spec: dict[str, Any]
     problem: Posed = {}
     curves: dict[str, list[float]] = {}
-    diverged_at: int | None = None
-    reached_at: int | None = None
+    diverged_at: NonNegativeInt | None = None
+    reached_at: NonNegativeInt | None = None
     """The round in which the run reached its target (`spec.stop`); None where it did not, or has
     none. A run that reached it ended soon after, and its curves with it."""
     error: str | None = None
@@ -84,8 +85,11 @@ class Record(StrictModel):
         lengths = {len(values) for values in self.curves.values()}
         if len(lengths) > 1:
             raise ValueError(f"curves must have one length, got {sorted(lengths)}")
-        if self.status == "finished" and not (lengths and self.curves.get("rounds")):
-            raise ValueError("a finished run has curves, and rounds among them")
+        if self.status == "finished":
+            if missing := [axis for axis in AXES if not self.curves.get(axis)]:
+                raise ValueError(f"a finished run has curves, and none of {', '.join(missing)}")
+            if self.curves["rounds"][-1] <= 0:
+                raise ValueError("a finished run has made a round")
         if self.status == "failed" and self.curves:
             raise ValueError("a failed run has no curves")
         if (self.status == "diverged") != (self.diverged_at is not None):

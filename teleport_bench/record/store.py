@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import tempfile
@@ -10,8 +12,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from teleport_bench.errors import UserError
-from teleport_bench.record.schema import Record
-from teleport_bench.spec import RunSpec
+from teleport_bench.record.schema import SCHEMA, Record
+from teleport_bench.spec import RunSpec, id_of
 
 SUITE_FILE = "suite.json"
 """Beside the records: the suite as it was run, overrides applied, which the report is built by."""
@@ -60,10 +62,30 @@ class Store:
         try:
             if path.is_symlink() or not path.is_file():  # nothing outside, and no pipe, is read
                 return None
-            record = Record.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError):
+            content = path.read_bytes()
+        except OSError:
             return None
-        return record if record.id == spec.id else None
+        return record_of(spec, content, path)
+
+
+def record_of(spec: RunSpec, content: bytes, path: Path) -> Record | None:
+    """The record of that run; None where the content is none, or that of another run.
+
+    UserError where a later version wrote it: to run it again would overwrite what is newer.
+    """
+    try:
+        record = Record.model_validate_json(content)
+    except ValidationError:
+        version = 0
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):  # no record
+            version = int(json.loads(content)["schema_version"])
+        if version > SCHEMA:
+            raise UserError(
+                f"{path} has schema version {version}, and this teleport-bench reads {SCHEMA}: "
+                "install a newer one, or name another folder with --out"
+            ) from None
+        return None
+    return record if record.id == spec.id == id_of(record.spec) else None
 
 
 def refuse_link(path: Path) -> None:

@@ -23,12 +23,10 @@ def open_report(folder: Path) -> tuple[Suite, dict[str, Record]]:
     """The suite that was run into a folder, and the records that are there."""
     path = folder / SUITE_FILE
     refuse_link(path)
+    if not path.is_file():
+        raise UserError(f"{folder} holds no results: run the suite first, or name its --out folder")
     try:
-        text = path.read_text()
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} holds no results: run the suite first, or name its --out folder"
-        ) from None
+        text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}): run the suite again") from None
     suite = from_json(text, str(path))
@@ -112,7 +110,12 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
         path = folder / name
         if path.parent != folder:
             refuse_link(path.parent)
-        write_atomically(path, content)
+        try:
+            write_atomically(path, content)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path}: {error.strerror or error}; name another folder with --out"
+            ) from error
 
 
 def check(folder: Path, files: Mapping[str, bytes]) -> list[str]:

@@ -142,7 +142,7 @@ def frame(suite: Suite, records: Mapping[str, Record]) -> Frame:
             curve = pd.DataFrame(record.curves)
             curves.append(curve.assign(run=len(finals), **cast("dict[str, Any]", row)))
             if record.status == "finished":
-                row |= {name: values[-1] for name, values in record.curves.items()}
+                row = {name: values[-1] for name, values in record.curves.items()} | row
                 spent = [record.made.phases.get(p, 0.0) for p in ("data", "gradient", "mix")]
                 row[ROUND_TIME] = 1e6 * sum(spent) / record.curves["rounds"][-1]
                 if specs[-1].stop:
