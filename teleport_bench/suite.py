@@ -159,6 +159,8 @@ class Suite:
         scale: "small" sets what the file has under [small]. Raises UserError naming file, line,
         key, and what was expected.
         """
+        if scale not in get_args(Scale):
+            raise UserError(f"unknown scale '{scale}'{nearest(str(scale), get_args(Scale))}")
         path = find(name)
         try:
             text = path.read_text("utf-8-sig")  # some editors begin a file with a mark

@@ -48,7 +48,7 @@ def check_plain(source: Mapping[str, Any], where: Locator) -> None:
             raise UserError(where.at(place[:DEEPEST], TOO_DEEP))
         if isinstance(value, Mapping):
             for key in value:
-                _check_text(key, place, where)
+                _check_text(str(key), place, where)
             todo += [((*place, key), inner) for key, inner in value.items()]
         elif isinstance(value, list | tuple):
             todo += [((*place, i), inner) for i, inner in enumerate(value)]

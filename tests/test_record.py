@@ -36,9 +36,8 @@ def test_a_record_comes_back_from_json_as_it_was(make_record):
 
 def test_every_float_survives_the_way_to_disk_and_back(record, tmp_path):
     values = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, float(np.nextafter(1, 2))]
-    before = change(
-        record, curves=dict.fromkeys(record.curves, [*range(6)]) | {"objective_gap": values}
-    )
+    curves = {name: [*range(6)] for name in record.curves} | {"objective_gap": values}
+    before = change(record, curves=curves)
     store = Store(tmp_path)
     store.save(before)
     after = store.load(SPEC).curves["objective_gap"]

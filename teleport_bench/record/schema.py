@@ -13,6 +13,9 @@ from teleport_bench.registry import StrictModel
 SCHEMA: Literal[1] = 1
 """Version of the record's layout; a record of another version is not read."""
 
+LARGEST = 2.0**100
+"""On an axis: of rounds, gradients or bytes."""
+
 Status = Literal["finished", "diverged", "failed"]
 
 
@@ -88,8 +91,8 @@ class Record(StrictModel):
         if self.status == "finished":
             if missing := [axis for axis in AXES if not self.curves.get(axis)]:
                 raise ValueError(f"a finished run has curves, and none of {', '.join(missing)}")
-            if self.curves["rounds"][-1] <= 0:
-                raise ValueError("a finished run has made a round")
+            if not self.curves["rounds"][-1] > 0 or any(self.curves[a][-1] > LARGEST for a in AXES):
+                raise ValueError("a finished run has made a round, and no more than there are")
         if self.status == "failed" and self.curves:
             raise ValueError("a failed run has no curves")
         if (self.status == "diverged") != (self.diverged_at is not None):
