@@ -95,7 +95,7 @@ def sgd_mix(
     check_shapes(x, mixing, source, target, out, grad, momentum)
     if momentum is None and (beta or nesterov):
         raise ValueError(
-            f"beta = {beta} and nesterov = {nesterov} need momentum, a buffer that is kept from one "
+            f"beta = {beta} and nesterov = {nesterov} need momentum, a buffer kept from one "
             "step to the next: give momentum=torch.zeros_like(grad) at the start"
         )
     k, dtype = mixing.n_rows, accumulation_dtype(x.dtype)
