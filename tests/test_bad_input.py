@@ -37,7 +37,6 @@ metric = "objective_gap"
 better = "D-SGD"
 than = "TELEPORTATION, k=1"
 """
-TABLE = '\n[[table]]\nname = "t"\nvalues = ["objective_gap"]\n'
 K = "grid = { active = [1, 2] }"
 GOOGOL = "1" + "0" * 30
 DEEP = 3000
@@ -246,9 +245,9 @@ SUITES: dict[str, tuple[str, Any, str, Words]] = {
     ),
     "values as a word": (
         "tiny",
-        ADD,
-        TABLE.replace('["', '"').replace('"]', '"'),
-        ["table", "list"],
+        '["objective_gap", "consensus"]',
+        '"consensus"',
+        ["table.1.values: input should be a valid list, got 'consensus'"],
     ),
     "a table of a name as long as no file": (
         "tiny",
