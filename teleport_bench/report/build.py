@@ -10,7 +10,7 @@ from teleport_bench.errors import UserError
 from teleport_bench.record import Record, Store
 from teleport_bench.record.store import SUITE_FILE, refuse_link, write_atomically
 from teleport_bench.report import claims
-from teleport_bench.report.frame import Frame, frame
+from teleport_bench.report.frame import Frame, frame, unlike
 from teleport_bench.report.tables import Table, build_table, tuning_table
 from teleport_bench.suite import Suite, from_json
 from teleport_bench.tune import chosen
@@ -74,6 +74,7 @@ def build(suite: Suite, records: Mapping[str, Record]) -> tuple[list[Table], dic
     details = [claims.case_table(verdict) for verdict in verdicts]
     if verdicts:
         tables.append(claims.claims_table(verdicts))
+        tables[-1].notes.extend(unlike(data))
         files[claims.CLAIMS_FILE] = claims.to_json(data, verdicts).encode()
     if suite.scale_note:
         for table in [*tables, *details]:

@@ -108,6 +108,34 @@ class Frame:
         return [self.records[r.spec.id] for r in runs if r.spec.id in self.records]
 
 
+def unlike(frame: Frame) -> list[str]:
+    """What differs between the seeds of one cell beside the seed, so that their mean is of unlike
+    things: code, uncommitted changes in it, plugins, or the data of one name."""
+    facts: dict[tuple[str, str], dict[str, set[str]]] = {}
+    for run in frame.reported:
+        if record := frame.records.get(run.spec.id):
+            code, data = record.made.code, record.problem.get("data", {})
+            of = facts.setdefault((run.cell, frame.name(run.label, run.spec)), {})
+            for what, value in (
+                ("commits", code.get("commit")),
+                ("code with and without uncommitted changes", code.get("dirty")),
+                ("versions of plugins", code.get("plugins")),
+                ("versions of the data", data.get("sha256")),
+                ("versions of the package", code.get("version")),
+            ):
+                of.setdefault(what, set()).add(canonical(value))
+    found: dict[str, list[str]] = {}
+    for (_, name), of in facts.items():
+        for what, values in of.items():
+            if len(values) > 1:
+                found.setdefault(what, []).append(name)
+    return [
+        f"Careful: seeds of different {what} in one cell: {'; '.join(names[:3])}"
+        + (f"; and {len(names) - 3} more." if len(names) > 3 else ".")
+        for what, names in found.items()
+    ]
+
+
 def column(key: str) -> str:
     """The column of a setting: apart from the axes of curves, which also have `rounds`."""
     return key if key in ("nodes", "active", "lr", "seed") else f"run.{key}"
