@@ -776,7 +776,7 @@ UNREAD: dict[str, Damage] = {
     "plugins that are a list": of_made(code={"plugins": ["x"]}),
     "no environment": of_made(environment={}),
     "no axes": of_records(lambda r: r | {"curves": {"rounds": [0, 8]}}),
-    "no rounds": curves(rounds=[0.0, 0.0, 0.0]),
+    "less than no rounds": curves(rounds=[0.0, 0.0, -1.0]),
     "gradients beyond number": curves(gradients=[0.0, 0.0, 1e308]),
     "a target reached before the start": of_records(lambda r: r | {"reached_at": -5}),
 }
@@ -838,3 +838,14 @@ def test_claims_from_elsewhere_are_refused(tmp_path: Path, content: str) -> None
     (tmp_path / "claims.json").write_text(content)
     with pytest.raises(UserError, match=r"claims.json cannot be read .*report the suite again"):
         summary([tmp_path])
+
+
+def test_a_run_that_starts_at_its_target_has_no_time_a_round(
+    texts: Texts, write: Callable[..., Path], run: Callable[..., Any], tmp_path: Path
+) -> None:
+    text = texts["tiny"].replace('["objective_gap", "consensus"]', '["round_time"]')
+    stop = '\nstop = { metric = "objective_gap", value = 1e9, window = 1 }'
+    done = run(write(text.replace("rounds = 8", f"rounds = 8{stop}")))
+    assert done.code == 0, done.err
+    (row, *_) = (tmp_path / "out" / "tiny" / "tables" / "details.csv").read_text().splitlines()[1:]
+    assert row.startswith("D-SGD,4,0.1,,,0,")

@@ -1,4 +1,4 @@
-"""The packages' modules do not import each other in circles, and pyproject lists what they import."""
+"""Modules do not import each other in circles, and pyproject lists what they import."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FILES = {
 
 
 def imports(node: ast.AST, *, top: bool) -> Iterator[str]:
-    """The modules imported under a node; top: without those in functions and under TYPE_CHECKING."""
+    """Modules imported under a node; top: without those in functions and under TYPE_CHECKING."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
             yield from (alias.name for alias in child.names)

@@ -91,8 +91,8 @@ class Record(StrictModel):
         if self.status == "finished":
             if missing := [axis for axis in AXES if not self.curves.get(axis)]:
                 raise ValueError(f"a finished run has curves, and none of {', '.join(missing)}")
-            if not self.curves["rounds"][-1] > 0 or any(self.curves[a][-1] > LARGEST for a in AXES):
-                raise ValueError("a finished run has made a round, and no more than there are")
+            if not all(0 <= self.curves[axis][-1] <= LARGEST for axis in AXES):
+                raise ValueError(f"rounds, gradients and bytes are 0 to {LARGEST:.3g}")
         if self.status == "failed" and self.curves:
             raise ValueError("a failed run has no curves")
         if (self.status == "diverged") != (self.diverged_at is not None):

@@ -172,7 +172,8 @@ def frame(suite: Suite, records: Mapping[str, Record]) -> Frame:
             if record.status == "finished":
                 row = {name: values[-1] for name, values in record.curves.items()} | row
                 spent = [record.made.phases.get(p, 0.0) for p in ("data", "gradient", "mix")]
-                row[ROUND_TIME] = 1e6 * sum(spent) / record.curves["rounds"][-1]
+                if rounds := record.curves["rounds"][-1]:  # none, where the start was the target
+                    row[ROUND_TIME] = 1e6 * sum(spent) / rounds
                 if specs[-1].stop:
                     row["censored"] = record.reached_at is None
                     reached, most = record.reached_at, specs[-1].rounds
