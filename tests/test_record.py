@@ -257,7 +257,7 @@ def test_a_record_of_a_later_schema_is_refused_and_kept(record, tmp_path):
         store.load(SPEC)
 
 
-def test_a_record_without_the_fields_that_came_later_is_read(record, tmp_path):
+def test_a_record_without_the_fields_that_came_later_is_read(record):
     """As main wrote them before there were targets."""
     content = json.loads(record.model_dump_json())
     del content["reached_at"], content["made"]["engine"]
