@@ -23,18 +23,36 @@ def draw_holders(
     n_active: int,
     block: int,
     share: tuple[int, int] | None = None,
+    absence: NDArray[np.int32] | None = None,
 ) -> NDArray[np.int64]:
     """(BLOCK, k): the node that holds token a in each round of the block.
 
     "all" is the identity; "uniform" draws k distinct nodes of n, every ordered choice equally
     likely, independently in each round, in O(k) a round. share: (first, among) takes the nodes
-    first .. first + k - 1 of the draw of a run with `among` active nodes.
+    first .. first + k - 1 of the draw of a run with `among` active nodes. absence: (period, n), in
+    how many rounds each node is back; then those are drawn that are there, in O(n) a round.
     """
     if activation == "all":
         return np.broadcast_to(np.arange(n_active), (BLOCK, n_active))
     first, among = share or (0, n_active)
     rng = generator(seed, "active", nodes=n_nodes, active=among, block=block)
-    return sample_distinct(rng, n_nodes, among, BLOCK)[:, first : first + n_active]
+    if absence is None:
+        drawn = sample_distinct(rng, n_nodes, among, BLOCK)
+    else:
+        rounds = np.arange(block * BLOCK, (block + 1) * BLOCK) % len(absence)
+        drawn = np.stack([_sample_present(rng, absence[t], among) for t in rounds])
+    return drawn[:, first : first + n_active]
+
+
+def _sample_present(
+    rng: np.random.Generator, absence: NDArray[np.int32], k: int
+) -> NDArray[np.int64]:
+    """(k,): distinct nodes that are there, and where they are too few those that are back first."""
+    there: NDArray[np.int64] = np.flatnonzero(absence == 0)
+    if len(there) < k:
+        there = np.argsort(absence, kind="stable")[:k]
+    drawn: NDArray[np.int64] = there[sample_distinct(rng, len(there), k, 1)[0]]
+    return drawn
 
 
 def sample_distinct(rng: np.random.Generator, n: int, k: int, rounds: int) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from teleport_bench.errors import UserError
 
 if TYPE_CHECKING:
+    from teleport_bench.record import Store
     from teleport_bench.report.tables import Table
     from teleport_bench.suite import Scale, Suite
 
@@ -87,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
             "(default: what TELEPORT_BENCH_DATA says); the hub gives what is not there",
         )
         command.add_argument("--rerun", action="store_true", help="run everything, finished or not")
+        command.add_argument(
+            "--deterministic",
+            action="store_true",
+            help="on CUDA, take only algorithms that give the same bits each time, slower ones; on "
+            "the CPU that is so anyway",
+        )
     run.add_argument(
         "--profile",
         metavar="FILE",
@@ -274,38 +281,55 @@ def _execute(
     tuning_only: bool = False,
     exhaustive: bool = False,
 ) -> int:
-    from teleport_bench.executor import pick_device, run_suite
+    from teleport_bench.executor import be_deterministic, pick_device, run_suite
     from teleport_bench.plugins import outdated
     from teleport_bench.progress import Meter
     from teleport_bench.record import Store
 
     device = pick_device(options.device)
+    if options.deterministic:
+        be_deterministic()
     folder = options.out / suite.name
-    store, meter = Store(folder), Meter()
-    try:
-        records = run_suite(
-            suite,
-            store,
-            device,
-            meter,
-            options.rerun,
-            options.compile,
-            tuning_only=tuning_only,
-            exhaustive=exhaustive,
-        )
-    except KeyboardInterrupt:
-        meter.close()
-        print(f"\nfinished runs are kept in {store.runs}", file=sys.stderr)
-        raise
-    meter.close()
-    print(f"{len(records)} runs, {meter.executed} of them now", file=sys.stderr)
-    for name, count in outdated(records.values()).items():
-        print(
-            f"teleport-bench: another version of {name} made {count} of the runs; --rerun makes "
-            "all of them again",
-            file=sys.stderr,
-        )
-    return _finish(folder, suite.name, ("step-sizes", "search") if tuning_only else None)
+    meter = Meter()
+    with Store(folder) as store:
+        try:
+            records = run_suite(
+                suite,
+                store,
+                device,
+                meter,
+                options.rerun,
+                options.compile,
+                tuning_only=tuning_only,
+                exhaustive=exhaustive,
+            )
+        except KeyboardInterrupt:
+            meter.close()
+            print(f"\n{_so_far(suite, store, tuning_only)}", file=sys.stderr)
+            raise
+        finally:
+            meter.close()
+        print(f"{len(records)} runs, {meter.executed} of them now", file=sys.stderr)
+        for name, count in outdated(records.values()).items():
+            print(
+                f"teleport-bench: another version of {name} made {count} of the runs; --rerun "
+                "makes all of them again",
+                file=sys.stderr,
+            )
+        return _finish(folder, suite.name, ("step-sizes", "search") if tuning_only else None)
+
+
+def _so_far(suite: Suite, store: Store, tuning_only: bool) -> str:
+    """How many of a suite's runs are there."""
+    from teleport_bench.report.build import load_records
+    from teleport_bench.tune import chosen
+
+    records = load_records(suite, store)
+    known, planned = suite.tuning, len(suite.tuning)
+    if not tuning_only:
+        known, planned = [*known, *suite.reported(chosen(suite, records))], len(suite.all_runs())
+    there = sum(r.spec.id in records and records[r.spec.id].status != "failed" for r in known)
+    return f"{there} of {planned} runs are kept in {store.runs}, {planned - there} are left"
 
 
 def _tune(options: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,14 @@ class Target:
         self.reached_at[new] = self._looks[0][0]
         return new
 
+    def keep(self) -> dict[str, Any]:
+        """What `restore` needs."""
+        return {"looks": [list(look) for look in self._looks], "reached_at": self.reached_at}
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        self._looks.extend((t, values) for t, values in kept["looks"])
+        self.reached_at = kept["reached_at"]
+
 
 class Curves:
     """Evaluations of runs that advance together; each is a row of values by run.
@@ -83,12 +92,31 @@ class Curves:
         self._points.append(values)
         self._whose.append(whose & ~self.diverged)
 
+    def keep(self) -> dict[str, Any]:
+        """What `restore` needs."""
+        return {
+            "names": list(self._points[0]),
+            "table": self._table,
+            "whose": np.array(self._whose),
+            "limit": self._limit,
+            "diverged_at": self._diverged_at,
+        }
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        self._points = [dict(zip(kept["names"], row, strict=True)) for row in kept["table"]]
+        self._whose = list(kept["whose"])
+        self._limit, self._diverged_at = kept["limit"], kept["diverged_at"]
+
+    @property
+    def _table(self) -> NDArray[np.float64]:
+        """(points, names, runs)"""
+        return np.array([list(point.values()) for point in self._points])
+
     def outcomes(
         self, phases: Sequence[dict[str, float]], target: Target | None = None
     ) -> list[Outcome]:
         """One a run."""
-        names = list(self._points[0])
-        table = np.array([[point[name] for name in names] for point in self._points])
+        names, table = list(self._points[0]), self._table
         whose = np.array(self._whose)
         outcomes = []
         for run, (diverged, spent) in enumerate(zip(self._diverged_at, phases, strict=True)):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import gc
+import os
 import re
 import time
 import traceback
@@ -12,13 +14,14 @@ from typing import Any
 
 import torch
 
-from teleport_bench import native, plugins, trace
+from teleport_bench import memory, native, plugins, trace
+from teleport_bench.checkpoint import Checkpoint
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.fleet import Fleet, Tick, fleet_bytes, group, split
 from teleport_bench.progress import Meter
 from teleport_bench.record.provenance import code, environment
 from teleport_bench.record.schema import Made, Record
-from teleport_bench.record.store import SUITE_FILE, Store, write_atomically
+from teleport_bench.record.store import SUITE_FILE, Store, write_atomically, writing
 from teleport_bench.spec import RunSpec, canonical
 from teleport_bench.suite import PlannedRun, Suite, to_json
 from teleport_bench.tune import chosen
@@ -42,6 +45,17 @@ def pick_device(name: str) -> torch.device:
             )
     return torch.device(name)
 
+
+def be_deterministic() -> None:
+    """From now on torch takes only algorithms that give the same bits each time; where it has none,
+    a run fails and says so. That matters on CUDA: on the CPU it is so anyway."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+PACKED = 1000
+"""Tuning runs whose records are kept in one file instead of one each."""
 
 COMPILE = ("auto", "on", "off")
 
@@ -72,7 +86,10 @@ def pick_engine(mode: str, specs: Sequence[RunSpec], device: torch.device) -> bo
 
 def _seconds_in_torch(specs: Sequence[RunSpec]) -> float:
     """A guess, at five operations a nanosecond and a millisecond a round of a fleet."""
-    operations = sum(s.rounds * s.n_active * s.build_problem().operations() for s in specs)
+    operations = sum(
+        s.rounds * s.n_active * s.build_algorithm().local_steps * s.build_problem().operations()
+        for s in specs
+    )
     return operations / 5e9 + sum(part[0].rounds for part in group(specs)) * 1e-3
 
 
@@ -109,24 +126,50 @@ def run_group(
     device: torch.device,
     on_tick: Callable[[Tick], None],
     compiled: bool,
+    checkpoints: Path | None = None,
 ) -> list[Record]:
-    """The records of runs that advance in lockstep (see `fleet.group`)."""
-    began = time.perf_counter()
-    fleet, outcomes, error = None, None, None
+    """The records of runs that advance in lockstep (see `fleet.group`), by halves where they do not
+    fit into memory together. checkpoints: the folder of theirs."""
+    began, updates = time.perf_counter(), 0
+    fleet, outcomes, error, checkpoint, short = None, None, None, None, False
+
+    def count(tick: Tick) -> None:
+        nonlocal updates
+        updates += tick.updates
+        on_tick(tick)
+
     try:
+        memory.check(specs, device)
         fleet = Fleet(specs, device, compiled=compiled)
-        outcomes = fleet.advance(on_tick)
+        if checkpoints:
+            components = [plugins.used(spec.model_dump(mode="json")) for spec in specs]
+            made_by = [code(), components, environment(device), fleet.engine]
+            checkpoint = Checkpoint(checkpoints, specs, made_by)
+        outcomes = fleet.advance(count, checkpoint)
     except Exception as exception:  # whatever it is, it ends as a record that says so
         where = traceback.extract_tb(exception.__traceback__)[-1]
         error = (
             f"{type(exception).__name__}: {exception} ({Path(where.filename).name}:{where.lineno})"
         )
+        if short := memory.is_shortage(exception):
+            error = f"{error}: the run {memory.shortage(specs, device)}"
+    if short:
+        fleet = None
+        gc.collect()  # its tensors, which refer to each other, before there are others
+    if short and len(specs) > 1:
+        on_tick(Tick(-updates, 0))
+        middle = len(specs) // 2
+        return [
+            record
+            for half in (specs[:middle], specs[middle:])
+            for record in run_group(half, device, on_tick, compiled, checkpoints)
+        ]
     seconds = time.perf_counter() - began
     if tracing := trace.current():
         tracing.add(specs[0].algorithm["name"], began, seconds, 0, runs=[s.id for s in specs])
     made: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "seconds": seconds,
+        "seconds": seconds + (checkpoint.spent if checkpoint else 0),
         "fleet": {"runs": len(specs), "rows": sum(spec.n_active for spec in specs)},
         "engine": fleet.engine if fleet else None,
         "environment": environment(device),
@@ -183,7 +226,10 @@ def run_suite(
             ) from None
     compiled = pick_engine(compile, [run.spec for run in suite.all_runs()], device)
     store.prepare()
-    write_atomically(store.folder / SUITE_FILE, to_json(suite).encode())
+    if rerun:
+        store.clear_checkpoints()
+    with writing(store.folder):
+        write_atomically(store.folder / SUITE_FILE, to_json(suite).encode())
     records: dict[str, Record] = {}
     most = fleet_bytes(device)
 
@@ -205,15 +251,23 @@ def run_suite(
             meter.note(split(parts, most))
         for part in parts:
             meter.fleet(part)
-            for record in run_group(part, device, meter.tick, compiled):
-                store.save(record)
-                records[record.id] = record
+            made = run_group(part, device, meter.tick, compiled, store.checkpoints)
+            store.save(*made)
+            Checkpoint(store.checkpoints, part).remove()
+            records.update((record.id, record) for record in made)
+
+    def pack(trials: Sequence[PlannedRun]) -> None:
+        done = {r.spec.id: r.spec for r in trials if records[r.spec.id].status != "failed"}
+        if len(done) >= PACKED:
+            store.pack(list(done.values()))
 
     alone = suite.exhaustive if exhaustive else None
-    tuning = pending([*suite.tuning, *(alone.tuning if alone else ())])
+    trials = [*suite.tuning, *(alone.tuning if alone else ())]
+    tuning = pending(trials)
     if tuning_only:
         meter.start(tuning)
         execute(tuning)
+        pack(trials)
         return records
     if tuning:  # then it is not known yet which of the reported runs are there
         ahead = [run.spec for run in suite.planned()]
@@ -221,5 +275,7 @@ def run_suite(
         ahead = pending(suite.reported(chosen(suite, records)))
     meter.start([*tuning, *ahead])
     execute(tuning)
+    pack(trials)
     execute(pending(suite.reported(chosen(suite, records))))
+    store.clear_checkpoints()  # those of other settings, which nothing may ever go on from
     return records

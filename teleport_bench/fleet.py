@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,16 +20,20 @@ from torch import Tensor
 import teleport_kernels as tk
 from teleport_bench import native, trace
 from teleport_bench.activation import BLOCK, draw_holders
-from teleport_bench.algorithms import State
+from teleport_bench.algorithms import Rate, State
+from teleport_bench.conditions import absence
 from teleport_bench.curves import Curves, Outcome, Target
 from teleport_bench.graphs import Graphs
 from teleport_bench.metrics import AXES
 from teleport_bench.native.calls import PHASES
-from teleport_bench.network import messages
+from teleport_bench.network import sent
 from teleport_bench.problems import Member
 from teleport_bench.problems.base import worlds_of
 from teleport_bench.spec import RunSpec, canonical
 from teleport_kernels import cpu
+
+if TYPE_CHECKING:
+    from teleport_bench.checkpoint import Checkpoint
 
 FLEET_BYTES = 4 * 2**20
 """Parameters advanced together, so that a fleet's tensors stay in cache: measured on two cores with
@@ -63,16 +67,17 @@ def group(specs: Sequence[RunSpec], most: int | None = None) -> list[list[RunSpe
     (FLEET_BYTES), unless a single run has more.
 
     They share algorithm, problem, optimiser constants and the rounds that are evaluated; nodes,
-    active nodes, their draw, topology, step size, schedule and seed may differ. The graphs of a
-    group come round together after at most MOST_PHASES rounds.
+    active nodes, their draw, topology, loss, step size, schedule and seed may differ. The graphs of
+    a group come round together after at most MOST_PHASES rounds.
     """
     most = FLEET_BYTES if most is None else most
     groups: dict[str, list[_Part]] = {}
     for spec in specs:
-        own = {"nodes", "active", "share", "topology", "lr", "schedule", "seed"}
+        own = {"nodes", "active", "share", "topology", "loss", "lr", "schedule", "seed"}
         key = canonical(spec.model_dump(mode="json", exclude=own))
-        size = spec.n_active * spec.build_problem().n_params * 4
-        period = spec.build_topology().period
+        period = spec.period
+        # a row counts as much as its part of the matrices of a period at least
+        size = spec.n_active * max(spec.build_problem().n_params, period) * 4
         parts = groups.setdefault(key, [])
         part = next((p for p in parts if p.takes(size, period, most)), None)
         if part is None:
@@ -157,8 +162,12 @@ class Fleet:
         node_of_run = torch.tensor([self.node_offset[m] for m in self.member_of_run])
         self.node_shift = node_of_run.to(self.device)[self.run]
 
+        there = [columns for spec in specs if (columns := spec.there()) is not None]
+        self.there = np.concatenate(there, axis=1) if there else None
+        """(period, rows): whether each row's node is there, where rows stay at their nodes."""
         self.factors = _Factors(specs)
         self.mixings: dict[tuple[int, ...], tk.Mixing] = {}
+        self.alone = tk.Mixing.identity(len(self.run)).to(self.device)
         self.period = math.lcm(*(topology.period for topology in self.topologies))
         self.phases = dict.fromkeys(PHASES, 0.0)
         self.choices = Choices(self)
@@ -190,17 +199,41 @@ class Fleet:
         """What advances the rounds: "compiled", "graph" or "torch"."""
         return "compiled" if self.compiled else "graph" if self.graphs else "torch"
 
-    def advance(self, on_tick: Callable[[Tick], None] = lambda _: None) -> list[Outcome]:
-        """All rounds of all runs. Calls on_tick after each block and each evaluation."""
+    def advance(
+        self,
+        on_tick: Callable[[Tick], None] = lambda _: None,
+        checkpoint: Checkpoint | None = None,
+    ) -> list[Outcome]:
+        """All rounds of all runs, or those that a checkpoint leaves. Calls on_tick after each block
+        and each evaluation."""
         recorder = _Recorder(self)
-        state, nodes = self._start()
         due, looks = set(self.spec.evaluations()), set(self.spec.looks())
-        recorder.look(0, state["x"])
-        recorder.evaluate(0, state["x"], on_tick)
-        before: list[NDArray[np.int64]] = []
-        place = Place(nodes)
-        with self.choices.drawing():
-            for start in range(0, self.spec.rounds, BLOCK):
+        begin, before = 0, list[NDArray[np.int64]]()
+        if checkpoint and (kept := checkpoint.load()):
+            begin, before = kept["round"], kept["before"]
+            state = {name: x.to(self.device) for name, x in kept["state"].items()}
+            place = Place(*(x if x is None else x.to(self.device) for x in kept["place"]))
+            recorder.restore(kept["recorder"])
+            self.phases |= kept["phases"]
+            on_tick(Tick(begin * self.n_rows, begin))
+        else:
+            state, nodes = self._start()
+            place = Place(nodes)
+            recorder.look(0, state["x"])
+            recorder.evaluate(0, state["x"], on_tick)
+        with self.choices.drawing(begin // BLOCK):
+            for start in range(begin, self.spec.rounds, BLOCK):
+                if checkpoint and start > begin and checkpoint.due:
+                    checkpoint.save(
+                        {
+                            "round": start,
+                            "before": before,
+                            "state": state,
+                            "place": [place.nodes, place.address],
+                            "recorder": recorder.keep(),
+                            "phases": self.phases,
+                        }
+                    )
                 end = min(start + BLOCK, self.spec.rounds)
                 with self.phase("data"):
                     holders = self.choices.take(start // BLOCK)
@@ -342,7 +375,7 @@ class Choices:
     node: Tensor
     """(BLOCK, member rows): holders, counted through all worlds."""
     data: Tensor
-    """(BLOCK, member rows, ...): what `problem.draw` gives."""
+    """(BLOCK local steps, member rows, ...): what `problem.draw` gives."""
     lr: Tensor
     """(BLOCK, rows)"""
 
@@ -351,12 +384,14 @@ class Choices:
         self._sizes: NDArray[np.float32] | None = None
         self._spare: NDArray[Any] | None = None
         self._blocks = math.ceil(fleet.spec.rounds / BLOCK)
+        away = fleet.spec.away
+        self._absence = [absence(away, m.seed, m.nodes) if away else None for m in fleet.members]
 
     @contextmanager
-    def drawing(self) -> Iterator[None]:
-        """Blocks can be taken in here, from 0, in order."""
+    def drawing(self, first: int = 0) -> Iterator[None]:
+        """Blocks can be taken in here, from the first, in order."""
         with ThreadPoolExecutor(1) as self._pool:
-            self._next = self._pool.submit(self._draw, 0)
+            self._next = self._pool.submit(self._draw_first, first)
             try:
                 yield
             finally:
@@ -369,20 +404,34 @@ class Choices:
         self._put("data", drawn.data)
         if block + 1 < self._blocks:
             self._next = self._pool.submit(self._draw, block + 1)
-        sizes = self._fleet.factors.block(block * BLOCK)
-        if self._sizes is None or not np.array_equal(sizes, self._sizes):
+        sizes, there = self._fleet.factors.block(block * BLOCK), self._fleet.there
+        again = self._sizes is not None and np.array_equal(sizes, self._sizes)
+        if not again or (there is not None and len(there) > BLOCK):
             self._sizes = sizes
-            self._put("lr", torch.from_numpy(sizes).to(self._fleet.device)[:, self._fleet.run])
+            lr = torch.from_numpy(sizes).to(self._fleet.device)[:, self._fleet.run]
+            if there is not None:
+                start = block * BLOCK % len(there)
+                lr *= torch.from_numpy(there[start : start + BLOCK]).to(lr.device)
+            self._put("lr", lr)
         return drawn.holders
+
+    def _draw_first(self, block: int) -> _Drawn:
+        if self._fleet.problem.in_order:
+            for earlier in range(block):
+                self._draw(earlier)
+        return self._draw(block)
 
     def _draw(self, block: int) -> _Drawn:
         fleet, activation = self._fleet, self._fleet.algorithm.activation
         holders = [
-            draw_holders(activation, m.seed, m.nodes, m.active, block, m.share)
-            for m in fleet.members
+            draw_holders(activation, m.seed, m.nodes, m.active, block, m.share, away)
+            for m, away in zip(fleet.members, self._absence, strict=True)
         ]
         node = [h + offset for h, offset in zip(holders, fleet.node_offset, strict=True)]
-        data: list[NDArray[Any]] = [fleet.problem.draw(i, block, h) for i, h in enumerate(holders)]
+        steps = fleet.algorithm.local_steps
+        data: list[NDArray[Any]] = [
+            fleet.problem.draw(i, block, h.repeat(steps, axis=0)) for i, h in enumerate(holders)
+        ]
         # one array for all blocks: new memory costs as much as what is drawn into it
         self._spare = np.concatenate(data, axis=1, out=self._spare)
         return _Drawn(holders, np.concatenate(node, axis=1), self._spare)
@@ -398,10 +447,10 @@ class Choices:
 class Place:
     """Where tokens lie between rounds: in their rows, or at the nodes that held them last."""
 
-    def __init__(self, nodes: Tensor | None) -> None:
+    def __init__(self, nodes: Tensor | None, address: Tensor | None = None) -> None:
         self.nodes = nodes
         """(all nodes, P) where storage = "nodes"."""
-        self.address: Tensor | None = None
+        self.address = address
         """(rows,): where each token was stored last."""
 
     def stored(self, x: Tensor, fleet: Fleet) -> Tensor:
@@ -426,7 +475,16 @@ class FleetRound:
         watch: native.Watch | None = None,
     ) -> None:
         self.fleet, self.t, self.i, self.place = fleet, t, i, place
+        self._step = 0
         self._tape, self._watch = tape, watch
+
+    @property
+    def lr(self) -> Rate:
+        return Rate()
+
+    @property
+    def beta(self) -> float:
+        return self.fleet.spec.momentum
 
     def fetch(self, x: Tensor) -> Tensor:
         place = self.place
@@ -435,51 +493,121 @@ class FleetRound:
         with self.fleet.phase("mix"):
             return place.nodes[self._address if place.address is None else place.address]
 
-    def gradient(self, x: Tensor) -> Tensor:
-        fleet = self.fleet
+    def gradient(self, x: Tensor, step: int = 0) -> Tensor:
+        fleet, steps = self.fleet, self.fleet.algorithm.local_steps
+        if not 0 <= step < steps:
+            raise ValueError(f"a round has local steps 0..{steps - 1} of batches, got {step}")
+        self._step = step
         if not fleet.compiled:
             with fleet.phase("gradient"):
                 return fleet.problem.gradient(x, self.node, self.data)
         with self._own():
             # a call keeps tensors of its own: what is lent is free when the algorithm drops it
             grad = fleet.buffers.take()
-            node, data = fleet.choices.node[self.i], fleet.choices.data[self.i]
+            node, data = fleet.choices.node[self.i], fleet.choices.data[self.i * steps + step]
             self._make(fleet.problem.call(x.detach(), grad.detach(), node, data))
             return grad
 
+    def sgd_step(self, x: Tensor, grad: Tensor, momentum: Tensor | None) -> Tensor:
+        return self._sgd(x, grad, self.fleet.alone, momentum=momentum, **self._optimiser)
+
     def sgd_mix(self, x: Tensor, grad: Tensor, momentum: Tensor | None) -> Tensor:
-        fleet, spec, nodes = self.fleet, self.fleet.spec, self.place.nodes
-        step: dict[str, Any] = {
-            "momentum": momentum,
+        nodes = self.place.nodes
+        if nodes is None:
+            return self._sgd(x, grad, self._mixing, momentum=momentum, **self._optimiser)
+        self.place.address = to = self._address
+        stored = {"target": to, "out": nodes, "momentum": momentum}
+        return self._sgd(x, grad, self._mixing, **stored, **self._optimiser)
+
+    def mix(self, x: Tensor, direction: Tensor | None = None) -> Tensor:
+        if direction is not None:
+            return self._sgd(x, direction, self._mixing)
+        if not self.fleet.compiled:
+            with self.fleet.phase("mix"):
+                return tk.gossip_mix(x, self._mixing)
+        return self._mix(x, self._mixing)
+
+    def decayed(self, grad: Tensor, x: Tensor) -> Tensor:
+        decay = self.fleet.spec.weight_decay
+        return self.combine((1, grad), (decay, x)) if decay else grad
+
+    def combine(self, *terms: tuple[float | Rate, Tensor]) -> Tensor:
+        fleet = self.fleet
+        if not fleet.compiled:
+            with fleet.phase("mix"):
+                first, *others = ((self._coefficient(c), x) for c, x in terms)
+                out = first[0] * first[1]
+                for c, x in others:
+                    out = out + c * x
+                return out
+        with self._own():
+            out = fleet.buffers.take()
+            rates = [(c if isinstance(c, Rate) else Rate(c, 0), x) for c, x in terms]
+            given = [(c.factor, c.power, x.detach()) for c, x in rates]
+            self._make(native.combine(given, fleet.choices.lr[self.i], out.detach()))
+            return out
+
+    @property
+    def _optimiser(self) -> dict[str, Any]:
+        """The run's settings of `tk.sgd_mix`."""
+        spec = self.fleet.spec
+        return {
             "beta": spec.momentum,
             "nesterov": spec.nesterov,
             "weight_decay": spec.weight_decay,
         }
-        if not fleet.compiled or nodes is not None:
+
+    def _sgd(
+        self,
+        x: Tensor,
+        grad: Tensor,
+        mixing: tk.Mixing,
+        *,
+        momentum: Tensor | None = None,
+        **settings: Any,
+    ) -> Tensor:
+        """`tk.sgd_mix` with this round's step sizes."""
+        fleet = self.fleet
+        if not fleet.compiled or "out" in settings:
             with fleet.phase("mix"):
-                mixing = fleet.mixing(self.t)
-                target = None if nodes is None else self._address
-                self.place.address = target
                 lr = self._now(fleet.choices.lr)
-                return tk.sgd_mix(x, grad, mixing, lr=lr, target=target, out=nodes, **step)
+                return tk.sgd_mix(x, grad, mixing, lr=lr, momentum=momentum, **settings)
         with self._own():
-            out, lr, mixing = fleet.buffers.take(), fleet.choices.lr[self.i], fleet.mixing(self.t)
+            settings |= {"lr": fleet.choices.lr[self.i], "grad": grad.detach()}
             if momentum is not None:
-                step["momentum"] = momentum.detach()
-            rows = x.detach(), mixing, out.detach()
-            arguments = cpu.prepare(*rows, grad=grad.detach(), lr=lr, pool=True, **step)
+                settings["momentum"] = momentum.detach()
+        return self._mix(x, mixing, **settings)
+
+    def _mix(self, x: Tensor, mixing: tk.Mixing, **step: Any) -> Tensor:
+        """The call of the compiled mixing, made and recorded."""
+        with self._own():
+            out = self.fleet.buffers.take()
+            arguments = cpu.prepare(x.detach(), mixing, out.detach(), pool=True, **step)
             self._make(native.Call(cpu.function(), arguments, "mix", ()))
             return out
+
+    @property
+    def _mixing(self) -> tk.Mixing:
+        with self._own():
+            return self.fleet.mixing(self.t)
+
+    def _coefficient(self, c: float | Rate) -> float | Tensor:
+        """A number, or (rows, 1)."""
+        if not isinstance(c, Rate):
+            return c
+        lr = self._now(self.fleet.choices.lr).unsqueeze(1)
+        factor = torch.full_like(lr, c.factor)
+        return factor * lr if c.power > 0 else torch.where(lr == 0, 0.0, factor / lr)
 
     @functools.cached_property
     def node(self) -> Tensor:
         """(rows,): who holds each token, counted through all worlds."""
         return self._now(self.fleet.choices.node)[self.fleet.member_row]
 
-    @functools.cached_property
+    @property
     def data(self) -> Tensor:
-        """(rows, ...): each row's random choices."""
-        data = self._now(self.fleet.choices.data)
+        """(rows, ...): each row's random choices for the local step that it takes."""
+        data = self._now(self.fleet.choices.data, self.fleet.algorithm.local_steps, self._step)
         return data[self.fleet.member_row] if self.fleet.shares else data
 
     @functools.cached_property
@@ -487,10 +615,12 @@ class FleetRound:
         """Rows of the nodes tensor: every run has its own n."""
         return self.node - self.fleet.node_shift + self.fleet.storage_offset
 
-    def _now(self, block: Tensor) -> Tensor:
-        if isinstance(self.i, Tensor):
-            return block.index_select(0, self.i).squeeze(0)
-        return block[self.i]
+    def _now(self, block: Tensor, steps: int = 1, step: int = 0) -> Tensor:
+        """This round's part of what a block has for each of so many steps a round."""
+        at = self.i * steps + step
+        if isinstance(at, Tensor):
+            return block.index_select(0, at).squeeze(0)
+        return block[at]
 
     def _make(self, call: native.Call) -> None:
         with self.fleet.phase(call.phase):
@@ -533,14 +663,19 @@ class _Recorder:
         place = {key: i for i, key in enumerate(self.senders)}
         self.sender = np.array([place[key] for key in keys])
         self.sent = np.zeros((1, len(self.senders)), dtype=np.int64)
-        """(1 + BLOCK, senders): messages up to the end of each round of the block."""
+        """(1 + BLOCK, senders): vectors sent up to the end of each round of the block."""
         self.start = 0
 
     def count(
         self, start: int, holders: list[NDArray[np.int64]], before: list[NDArray[np.int64]]
     ) -> None:
-        """Add the messages of a block of rounds."""
-        counts = [messages(topology, holders[m], before[m], start) for m, topology in self.senders]
+        """Add what is sent in a block of rounds."""
+        method = self.fleet.algorithm
+        carried = method.carried(momentum=self.fleet.spec.momentum > 0)
+        counts = [
+            sent(method.communication, *where, start, vectors=method.vectors, carried=carried)
+            for where in ((topology, holders[m], before[m]) for m, topology in self.senders)
+        ]
         sums = np.cumsum(counts, axis=1).T
         self.sent = self.sent[-1] + np.concatenate([np.zeros_like(sums[:1]), sums])
         self.start = start
@@ -559,7 +694,7 @@ class _Recorder:
         fleet, problem = self.fleet, self.fleet.spec.build_problem()
         with fleet.phase("metric"):
             values = self._metrics(x)
-        gradients = t * self.active
+        gradients = self._computing(t) * fleet.algorithm.local_steps
         size = self.sent[t - self.start][self.sender] * problem.n_params * x.element_size()
         epochs = [problem.epochs(n, g) for n, g in zip(self.nodes, gradients, strict=True)]
         axes = (np.full_like(gradients, t), epochs, gradients, size, size / self.nodes)
@@ -569,6 +704,16 @@ class _Recorder:
         self.ending = np.zeros_like(self.over)
         if not self.over.all():
             on_tick(Tick(0, t, self.headline, float(values[self.headline][~self.over].mean())))
+
+    def _computing(self, t: int) -> NDArray[np.int64]:
+        """(runs,): how often a row was at a node that was there, in t rounds."""
+        there = self.fleet.there
+        if there is None:
+            return t * self.active
+        periods, rest = divmod(t, len(there))
+        rows = periods * there.sum(0) + there[:rest].sum(0)
+        counts: NDArray[np.int64] = np.add.reduceat(rows, self.starts[:-1].numpy())
+        return counts
 
     def _metrics(self, x: Tensor) -> dict[str, NDArray[np.float64]]:
         """(runs,) values by metric."""
@@ -580,6 +725,21 @@ class _Recorder:
         found = fleet.problem.evaluate(x, mean, fleet.run, fleet.world)
         found["consensus"] = distance / self.rows
         return {name: value.double().cpu().numpy() for name, value in found.items()}
+
+    def keep(self) -> dict[str, Any]:
+        """What `restore` needs, between blocks."""
+        return {
+            "over": self.over,
+            "sent": self.sent[-1:],
+            "curves": self.curves.keep(),
+            "target": self.target and self.target.keep(),
+        }
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        self.over, self.sent = kept["over"], kept["sent"]
+        self.curves.restore(kept["curves"])
+        if self.target:
+            self.target.restore(kept["target"])
 
     @property
     def all_over(self) -> bool:

@@ -66,6 +66,10 @@ class Graphs:
         fleet = self._fleet
         round_ = FleetRound(fleet, t, self._at, Place(None))
         after = fleet.algorithm.step(dict(self._state), round_)
+        kept = {tensor.data_ptr() for tensor in self._state.values()}
+        for name, tensor in after.items():
+            if tensor.data_ptr() in kept and tensor is not self._state.get(name):
+                after[name] = tensor.clone()  # one that the state has under another name
         for name, tensor in after.items():
             if name not in self._state:
                 self._state[name] = tensor.clone()

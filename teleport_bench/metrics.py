@@ -31,11 +31,6 @@ METRICS[ROUND_TIME] = Metric("microseconds a round", "lower", "{:.1f}", log=True
 """Of a record, not of a curve: time in data, gradient and mix over the rounds, the run's share of
 its fleet by rows. It is a measurement, and differs from machine to machine."""
 
-ROUNDS_TO_TARGET = "rounds_to_target"
-METRICS[ROUNDS_TO_TARGET] = Metric("rounds to the target", "lower", "{:.0f}", log=True)
-"""Of a record, not of a curve, for runs with a target (`stop`). A run that did not reach it within
-its rounds is censored: it took more than those."""
-
 AXES = {
     "rounds": "rounds",
     "epochs": "epochs (gradients over the data)",
@@ -57,7 +52,23 @@ COST_AXES = {  # a message over a preferred link is the unit of time
     "bytes_busiest": "bytes sent by the busiest node",
 }
 
-NOT_EVALUATED = (ROUND_TIME, ROUNDS_TO_TARGET)
+ROUNDS_TO_TARGET = "rounds_to_target"
+TO_TARGET = {
+    ROUNDS_TO_TARGET: "rounds",
+    "gradients_to_target": "gradients",
+    "bytes_to_target": "bytes_per_node",
+    "time_to_target": "time",
+}
+"""What a run has cost on an axis when it reached its target (`stop`). A run that did not reach it
+within its rounds is censored: it took more than those."""
+METRICS |= {
+    ROUNDS_TO_TARGET: Metric("rounds to the target", "lower", "{:.0f}", log=True),
+    "gradients_to_target": Metric("gradients to the target", "lower", "{:.4g}", log=True),
+    "bytes_to_target": Metric("bytes a node to the target", "lower", "{:.3g}", log=True),
+    "time_to_target": Metric("simulated time to the target", "lower", "{:.4g}", log=True),
+}
+
+NOT_EVALUATED = (ROUND_TIME, *TO_TARGET)
 """Metrics of a record that have no curve."""
 
 

@@ -1,6 +1,7 @@
 """What a round sends over the network, and how long it takes there.
 
-A message is one parameter vector, float32; the time model is an assumption (see `Network`).
+A message is one parameter vector, float32, or several: where an algorithm mixes more than one, and
+where a token takes its momentum along. The time model is an assumption (see `Network`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat
 
 from teleport_bench.registry import TOPOLOGIES, StrictModel
+from teleport_bench.seeds import generator
 from teleport_bench.topologies import Topology, topology
 from teleport_kernels import Mixing
 
@@ -25,16 +27,26 @@ if TYPE_CHECKING:  # settings of a suite name networks, and a run's settings com
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Communication = Literal["gossip", "all_reduce", "server"]
 MESSAGE_ITEM = 4
 """Bytes of a parameter in a message."""
 
 
-def messages(topology: Topology, holders: Ints, before: Ints, start: int) -> Ints:
-    """(rounds,): messages between distinct nodes in rounds start, start + 1, ..
+def messages(
+    topology: Topology,
+    holders: Ints,
+    before: Ints,
+    start: int,
+    *,
+    vectors: int = 1,
+    carried: int = 1,
+) -> Ints:
+    """(rounds,): parameter vectors sent between distinct nodes in rounds start, start + 1, ..
 
-    holders: (rounds, k); before: (k,), the holders of round start - 1. A round sends one message
-    for each token that moves to another node (the teleport), and one for each entry W[a, b], a != b
-    (the gossip). In round 0 nothing is fetched: all nodes start from the same parameters.
+    holders: (rounds, k); before: (k,), the holders of round start - 1. A round sends a message of
+    `carried` vectors for each token that moves to another node (the teleport), and one of `vectors`
+    for each entry W[a, b], a != b (the gossip). In round 0 nothing is fetched: all nodes start from
+    the same parameters.
     """
     previous = np.concatenate([before[None], holders[:-1]])
     teleport: Ints = (holders != previous).sum(1)
@@ -46,15 +58,52 @@ def messages(topology: Topology, holders: Ints, before: Ints, start: int) -> Int
         per_period.append(int((mixing.rows != mixing.indices).sum()))
     rounds = np.arange(start, start + len(holders))
     gossip: Ints = np.array(per_period)[rounds % topology.period]
-    return teleport + gossip
+    return carried * teleport + vectors * gossip
+
+
+def sent(
+    communication: Communication,
+    topology: Topology,
+    holders: Ints,
+    before: Ints,
+    start: int,
+    *,
+    vectors: int,
+    carried: int,
+) -> Ints:
+    """(rounds,): parameter vectors sent in rounds start, start + 1, ..; arguments of `messages`.
+
+    "gossip": `messages`, between holders and along the entries of W.
+    "all_reduce": of n tokens, by a ring: n - 1 steps in which every node sends 1/n of its vector to
+    the next one and adds what it gets to its own, and n - 1 in which the sums go round. That is
+    2 (n-1)/n a node, the least that any all-reduce sends (Patarasuk and Yuan 2009).
+    "server": k down to the holders, but in round 0, whose start all know, and k up. The server is a
+    machine of its own.
+    """
+    k = topology.n_nodes
+    if communication == "all_reduce":
+        return np.full(len(holders), 2 * (k - 1))
+    if communication == "server":
+        return np.where(np.arange(start, start + len(holders)) > 0, 2 * k, k)
+    return messages(topology, holders, before, start, vectors=vectors, carried=carried)
+
+
+class Stragglers(StrictModel):
+    """Slow gradients: an active node takes `factor` times as long for its gradients of a round with
+    probability `share`, independently of other nodes and of other rounds."""
+
+    share: float = Field(ge=0, le=1)
+    factor: float = Field(ge=1)
 
 
 class Network(StrictModel):
     """A network in which some links are faster than others, and how its nodes wait for each other.
 
     preferred: the physical graph on the n nodes, with options as in a suite. A message between two
-    of its neighbours takes 1, in either direction: the unit of time; between any others it takes
-    tau; to the node itself, nothing. Messages do not delay each other. compute: time of a gradient.
+    of its neighbours takes 1 for each parameter vector in it, in either direction: the unit of
+    time; between any others tau; to the node itself, nothing. Messages do not delay each other.
+    compute: time of a gradient; none passes at a node that is away (`conditions.Away`).
+    stragglers: active nodes that take longer; drawn of the run's seed, nodes and active nodes.
 
     mode: "synchronous": a phase starts when the last one has ended everywhere, and costs its
     slowest link. "barrier_free": token a starts as soon as its own messages are there; a node whose
@@ -63,8 +112,13 @@ class Network(StrictModel):
     form, of what happens when token a moves from one holder to the next (D-SGD: no difference):
     "simple": gossip between the last holders, then the next holder of token a fetches x_a: two
     phases of messages. "fused": the next holder fetches y_b from the last holders of all b with
-    W[a, b] != 0 and sums them itself: one phase. After the last round the holders gossip in place,
+    W[a, b] != 0 and sums them itself: one phase. Token a's momentum comes from its own last holder,
+    with y_a. After the last round the holders gossip in place,
     in both forms, so that costs after r rounds are those of a run that ends there.
+
+    All-reduce takes 2 (n-1) times 1/n of the slowest link of the ring 0, 1, .., n - 1; links to a
+    server cost tau, and it counts where the busiest node is asked for. All nodes wait for the
+    slowest in both, whatever the mode.
 
     Derived: the fused form never sends more, and is never slower while tau <= 2.
     Above, two preferred links in a row can be faster than the one that leads straight there.
@@ -73,6 +127,7 @@ class Network(StrictModel):
     preferred: TOPOLOGIES.field() = "ring"  # type: ignore[valid-type]
     tau: float = Field(default=1.0, ge=1)
     compute: NonNegativeFloat = 1.0
+    stragglers: Stragglers | None = None
     mode: Literal["synchronous", "barrier_free"] = "synchronous"
     form: Literal["simple", "fused"] = "simple"
 
@@ -96,7 +151,8 @@ def simulate(
     """Time and bytes of a run on a network after each number of rounds in `at`.
 
     A function of the settings alone, no gradient is computed: O(messages) a round. For holders that
-    stay where they are, rounds that repeat the last period are not gone through one by one.
+    stay where they are, all there and none slow, rounds that repeat the last period are not gone
+    through one by one.
     at: default, the run's evaluations. n_params: P where it is known, as from a record; else the
     problem is asked, which may read its data. Raises UserError where the preferred graph does not
     exist on n nodes, ValueError for a negative number of rounds.
@@ -104,31 +160,74 @@ def simulate(
     rounds = np.array(spec.evaluations() if at is None else at, dtype=np.int64)
     if rounds.size and rounds.min() < 0:
         raise ValueError(f"costs are of 0 rounds or more, got {rounds.min()}")
-    clock = _Clock(spec.build_topology(), network, spec.nodes)
-    if spec.build_algorithm().activation == "all":
+    size = MESSAGE_ITEM * (spec.build_problem().n_params if n_params is None else n_params)
+    method = spec.build_algorithm()
+    by_round = functools.partial(_by_round, spec, network.stragglers)
+    graphs = spec.build_topology().mixings if method.communication == "gossip" else ()
+    carried = method.carried(momentum=spec.momentum > 0)
+    clock = _Clock(graphs, network, spec.nodes, method.vectors, carried, method.local_steps)
+    late = clock.late(rounds, by_round()) if network.stragglers else 0.0
+    if method.communication == "all_reduce":
+        time, total = clock.all_reduced(rounds)
+        return Costs(rounds, time + late, total * size, -(-total * size // spec.nodes))
+    if method.communication == "server":
+        time, total, busiest = clock.served(rounds, by_round())
+        time = time + late
+    elif method.activation == "all" and not network.stragglers and spec.there() is None:
         time, total, busiest = clock.fixed(rounds)
     else:
-        time, total, busiest = clock.moving(rounds, _by_round(spec))
-    size = MESSAGE_ITEM * (spec.build_problem().n_params if n_params is None else n_params)
+        time, total, busiest = clock.moving(rounds, by_round())
     return Costs(rounds, time, total * size, busiest * size)
 
 
-def _by_round(spec: RunSpec) -> Iterator[Ints]:
-    """(k,): the holders of round 0, 1, .. without end."""
+ByRound = Iterator[tuple[Ints, Floats]]
+"""(k,) each: the holders of round 0, 1, .. without end, and how many times the usual time each of
+them takes for its gradients."""
+
+
+def _by_round(spec: RunSpec, slow: Stragglers | None) -> ByRound:
+    """Of a run, with those stragglers."""
+    names, there = {"nodes": spec.nodes, "active": spec.n_active}, spec.there()
     for block in itertools.count():
-        yield from spec.holders(block)
+        holders = spec.holders(block)
+        pace = np.ones(holders.shape)
+        if slow:
+            drawn = generator(spec.seed, "stragglers", block=block, **names).random(pace.shape)
+            pace[drawn < slow.share] = slow.factor
+        if there is not None:
+            start = block * len(pace) % len(there)
+            pace *= there[start : start + len(pace)]
+        yield from zip(holders, pace, strict=True)
 
 
 class _Graph(NamedTuple):
-    """The entries of a mixing matrix: row and column of each, and where each row starts."""
+    """The entries of a mixing matrix: row and column of each, where each row starts, and how many
+    vectors are sent for each."""
 
     rows: Ints
     cols: Ints
     first: Ints
+    vectors: Ints
 
 
-def _graph(mixing: Mixing) -> _Graph:
-    return _Graph(mixing.rows.numpy(), mixing.indices.numpy(), mixing.indptr[:-1].numpy())
+def _graph(mixing: Mixing, vectors: int = 1) -> _Graph:
+    rows, cols = mixing.rows.numpy(), mixing.indices.numpy()
+    return _Graph(rows, cols, mixing.indptr[:-1].numpy(), np.full_like(rows, vectors))
+
+
+def _carrying(graph: _Graph, more: int) -> _Graph:
+    """The same with so many more vectors from every column to the row of its number."""
+    if not more:
+        return graph
+    n = len(graph.first)
+    every = np.arange(n)
+    entries, place = np.unique(
+        np.concatenate([graph.rows * n + graph.cols, every * (n + 1)]), return_inverse=True
+    )
+    vectors = np.zeros_like(entries)
+    np.add.at(vectors, place, np.concatenate([graph.vectors, np.full(n, more)]))
+    rows, cols = np.divmod(entries, n)
+    return _Graph(rows, cols, np.searchsorted(rows, every), vectors)
 
 
 @functools.lru_cache(maxsize=4)
@@ -141,40 +240,74 @@ def _links(preferred: str, n_nodes: int) -> Ints:
 
 
 class _Tally:
-    """Messages that each node has sent."""
+    """Vectors that each node has sent."""
 
     def __init__(self, n_nodes: int) -> None:
         self.sent = np.zeros(n_nodes, dtype=np.int64)
         self.total = self.busiest = 0
 
-    def add(self, senders: Ints) -> None:
-        np.add.at(self.sent, senders, 1)
-        self.total += len(senders)
+    def add(self, senders: Ints, vectors: Ints) -> None:
+        np.add.at(self.sent, senders, vectors)
+        self.total += int(vectors.sum())
         self.busiest = max(self.busiest, int(self.sent[senders].max(initial=0)))
 
-    def take_back(self, senders: Ints, busiest: int) -> None:
-        np.subtract.at(self.sent, senders, 1)
-        self.total -= len(senders)
+    def take_back(self, busiest: int, senders: Ints, vectors: Ints) -> None:
+        np.subtract.at(self.sent, senders, vectors)
+        self.total -= int(vectors.sum())
         self.busiest = busiest
 
 
 class _Clock:
-    """How long the rounds of a topology on tokens take on a network, and who sends in them."""
+    """How long rounds on a period of graphs of tokens take on a network, and who sends in them."""
 
-    def __init__(self, topology: Topology, network: Network, n_nodes: int) -> None:
-        self.graphs = [_graph(topology.mixing(t)) for t in range(topology.period)]
-        self.network, self.n_nodes, self.n_tokens = network, n_nodes, topology.n_nodes
+    def __init__(
+        self,
+        graphs: Sequence[Mixing],
+        network: Network,
+        n_nodes: int,
+        vectors: int,
+        carried: int,
+        local_steps: int,
+    ) -> None:
+        self.graphs = [_graph(mixing, vectors) for mixing in graphs]
+        self.network, self.n_nodes, self.carried = network, n_nodes, carried
+        self.n_tokens = graphs[0].n_rows if graphs else 0
+        self.compute = local_steps * network.compute
         self.links = _links(json.dumps(network.preferred), n_nodes) if network.tau > 1 else None
 
+    def all_reduced(self, at: Ints) -> tuple[Floats, Ints]:
+        """Time and vectors sent after each number of rounds of ring all-reduce."""
+        every, n = np.arange(self.n_nodes), self.n_nodes
+        slowest = float(self._cost(every, (every + 1) % n).max())
+        time: Floats = at.astype(float) * (self.compute + 2 * (n - 1) / n * slowest)
+        return time, at * 2 * (n - 1)
+
+    def late(self, at: Ints, by_round: ByRound) -> Floats:
+        """What stragglers add to the time after each number of rounds in which all wait for all."""
+        slowest = (pace.max() - 1 for _, pace in itertools.islice(by_round, int(at.max(initial=0))))
+        added: Floats = self.compute * np.cumsum([0.0, *slowest])[at]
+        return added
+
+    def served(self, at: Ints, by_round: ByRound) -> tuple[Floats, Ints, Ints]:
+        """As `moving`, for holders that a server sends to and hears from."""
+        tally, busiest, k = _Tally(self.n_nodes), [0], 0
+        for holder, _ in itertools.islice(by_round, int(at.max(initial=0))):
+            k = len(holder)
+            tally.add(holder, np.ones_like(holder))
+            busiest.append(tally.busiest)
+        down = np.maximum(at - 1, 0)
+        time: Floats = at * self.compute + (at + down) * self.network.tau
+        return time, k * (at + down), np.maximum(k * down, np.array(busiest)[at])
+
     def fixed(self, at: Ints) -> tuple[Floats, Ints, Ints]:
-        """Time, messages, and those of the busiest node after each number of rounds; token a stays
-        at node a."""
+        """Time, vectors sent, and those of the busiest node after each number of rounds; token a
+        stays at node a."""
         nodes, period = np.arange(self.n_tokens), len(self.graphs)
         x, times, step = np.zeros(self.n_tokens), [0.0], 0.0
         while len(times) <= at.max(initial=0):
             begin = x
             for graph in self.graphs:
-                x, _ = self._send(x + self.network.compute, graph, nodes, nodes)
+                x, *_ = self._send(x + self.compute, graph, nodes, nodes)
                 times.append(x.max())
             step = (x - begin).max()
             if step - (x - begin).min() <= 1e-12 * x.max():
@@ -183,7 +316,10 @@ class _Clock:
         time = np.array(times)[at - again * period] + again * step
 
         total, busiest = np.zeros_like(at), np.zeros_like(at)
-        sent = [np.bincount(g.cols[g.cols != g.rows], minlength=len(nodes)) for g in self.graphs]
+        sent = [
+            np.bincount(g.cols, g.vectors * (g.cols != g.rows), len(nodes)).astype(np.int64)
+            for g in self.graphs
+        ]
         whole, begun = np.sum(sent, axis=0), np.zeros_like(nodes)
         for phase in range(period):
             for i in np.flatnonzero(at % period == phase):
@@ -192,44 +328,54 @@ class _Clock:
             begun = begun + sent[phase]
         return time, total, busiest
 
-    def moving(self, at: Ints, holders: Iterator[Ints]) -> tuple[Floats, Ints, Ints]:
-        """As `fixed`, for tokens that move; holders: (k,), round by round."""
-        fused, compute = self.network.form == "fused", self.network.compute
+    def moving(self, at: Ints, by_round: ByRound) -> tuple[Floats, Ints, Ints]:
+        """As `fixed`, for tokens that move."""
+        fused, compute = self.network.form == "fused", self.compute
         last = int(at.max(initial=0))
         time, total, busiest = np.zeros(last + 1), *np.zeros((2, last + 1), dtype=np.int64)
         due, tally, every = set(at.tolist()), _Tally(self.n_nodes), np.arange(self.n_tokens)
-        alone = _Graph(every, every, every)
+        alone = _Graph(every, every, every, np.full_like(every, self.carried))
+        fetched = [_carrying(g, self.carried - 1) for g in self.graphs] if fused else []
         x = y = np.zeros(self.n_tokens)
-        before, graph = every, alone
-        for t, holder in enumerate(itertools.islice(holders, last)):
+        before = every
+        for t, (holder, pace) in enumerate(itertools.islice(by_round, last)):
             if t:
-                done, needed = (y, graph) if fused else (x, alone)
-                x, senders = self._send(done, needed, before, holder)
-                tally.add(senders)
-            y, before, graph = x + compute, holder, self.graphs[t % len(self.graphs)]
+                done, needed = (y, fetched[(t - 1) % len(fetched)]) if fused else (x, alone)
+                x, *sent = self._send(done, needed, before, holder)
+                tally.add(*sent)
+            y, before, graph = x + compute * pace, holder, self.graphs[t % len(self.graphs)]
             if fused and t + 1 not in due:
                 continue
-            gossiped, senders = self._send(y, graph, holder, holder)
+            gossiped, *sent = self._send(y, graph, holder, holder)
             most = tally.busiest
-            tally.add(senders)
+            tally.add(*sent)
             time[t + 1], total[t + 1], busiest[t + 1] = gossiped.max(), tally.total, tally.busiest
             if fused:
-                tally.take_back(senders, most)  # that was for a run that ends here
+                tally.take_back(most, *sent)  # that was for a run that ends here
             else:
                 x = gossiped
         return time[at], total[at], busiest[at]
 
-    def _send(self, done: Floats, graph: _Graph, source: Ints, target: Ints) -> tuple[Floats, Ints]:
+    def _send(
+        self, done: Floats, graph: _Graph, source: Ints, target: Ints
+    ) -> tuple[Floats, Ints, Ints]:
         """Bring what is done at source[b] to target[a] for every entry (a, b) of the graph: the
-        time at which each target has all of its own, (k,), and the sender of each message."""
+        time at which each target has all of its own, (k,), and the sender and size of each
+        message."""
         senders, receivers = source[graph.cols], target[graph.rows]
-        moved = senders != receivers
-        cost = moved.astype(float)
-        if self.links is not None:
-            key = senders * self.n_nodes + receivers
-            cost[moved & (self.links[np.searchsorted(self.links, key)] != key)] = self.network.tau
+        cost = graph.vectors * self._cost(senders, receivers)
         if self.network.mode == "synchronous":
             arrival = np.full_like(done, done.max() + cost.max())
         else:
             arrival = np.maximum.reduceat(done[graph.cols] + cost, graph.first)
-        return arrival, senders[moved]
+        moved = senders != receivers
+        return arrival, senders[moved], graph.vectors[moved]
+
+    def _cost(self, senders: Ints, receivers: Ints) -> Floats:
+        """How long a parameter vector takes on each of these ways."""
+        moved = senders != receivers
+        cost: Floats = moved.astype(float)
+        if self.links is not None:
+            key = senders * self.n_nodes + receivers
+            cost[moved & (self.links[np.searchsorted(self.links, key)] != key)] = self.network.tau
+        return cost

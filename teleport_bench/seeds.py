@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def seed_for(base: int, stream: str, **names: int | str) -> int:
@@ -21,3 +24,23 @@ def seed_for(base: int, stream: str, **names: int | str) -> int:
 def generator(base: int, stream: str, **names: int | str) -> np.random.Generator:
     """A NumPy generator (Philox, counter-based) on the stream `seed_for` names."""
     return np.random.Generator(np.random.Philox(key=seed_for(base, stream, **names)))
+
+
+def by_step(
+    draw: Callable[[np.random.Generator], NDArray[Any]],
+    steps: int,
+    base: int,
+    stream: str,
+    **names: int | str,
+) -> NDArray[Any]:
+    """What each of the local steps of some rounds draws: round 0 step 0, round 0 step 1, ..
+
+    draw: from a generator the (rounds, ...) choices of one step. The first step takes the stream of
+    these names, so that it draws what a method with one step a round does; the others add theirs.
+    """
+    first = draw(generator(base, stream, **names))
+    if steps == 1:
+        return first
+    others = [draw(generator(base, stream, step=step, **names)) for step in range(1, steps)]
+    every = np.stack([first, *others], axis=1)
+    return every.reshape(-1, *first.shape[1:])

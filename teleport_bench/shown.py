@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.locator import Loc, Locator, brief
-from teleport_bench.metrics import AXES, COSTS, METRICS, NOT_EVALUATED, ROUND_TIME, ROUNDS_TO_TARGET
+from teleport_bench.metrics import AXES, COSTS, METRICS, NOT_EVALUATED, ROUND_TIME, TO_TARGET
 from teleport_bench.registry import StrictModel
 from teleport_bench.spec import RunSpec
 from teleport_bench.topologies import topology
@@ -157,6 +157,19 @@ class ClaimSpec(Item):
         return [self.better, self.than]
 
 
+class ProfileSpec(_Drawn):
+    """How close each method comes to the best of all, over many cases: a performance profile.
+
+    metric: a cost, of which less is better. A case is a problem with one seed; `by` names the
+    settings that make cases, all that vary within a method unless given. The figure has, for every
+    factor, the share of the cases that a method solves within that factor of the best method's
+    cost; the table has mean ranks. Source: Dolan and More 2002.
+    """
+
+    metric: MetricName
+    by: list[str] | None = None
+
+
 OWN = ("seed", "lr", "active", "share.first", "share.among", "eval_every")
 """Settings that make no case of a claim by themselves: they belong to a method, or to a seed."""
 
@@ -176,7 +189,7 @@ def settings_of(spec: RunSpec) -> dict[str, Scalar]:
         elif value is not None:
             found[prefix] = value if isinstance(value, Scalar) else str(value)
 
-    walk("", spec.model_dump(mode="json"))
+    walk("", spec.settings())
     return found
 
 
@@ -319,6 +332,23 @@ class Check:
                 )
                 raise UserError(self.where.at(place, message))
 
+    def profiles(self, items: Sequence[ProfileSpec]) -> None:
+        for i, item in enumerate(items):
+            place: Loc = ("profile", i)
+            shown = self._shown(item, place)
+            self._metrics([item.metric], shown, (*place, "metric"))
+            self._costs(item, [item.metric], place)
+            self._name(items, i, "profile")
+            if METRICS[item.metric].better != "lower":
+                message = f"a profile is of a cost, and of {item.metric} more is better"
+                raise UserError(self.where.at((*place, "metric"), message))
+            by = case_keys(
+                item, [self.runs[j][0] for j in shown], [self._settings[j] for j in shown]
+            )
+            for key in item.by or []:
+                self._key(key, shown, (*place, "by"))
+            self._average(f"profile '{item.name}'", by, shown, place)
+
     def _shown(self, item: Item, place: Loc) -> list[int]:
         """The runs that the item shows, each of its patterns and conditions being met by some."""
         labels = list(dict.fromkeys(label for label, _ in self.runs))
@@ -352,22 +382,23 @@ class Check:
         for j in shown:
             spec = self.runs[j][1]
             known = (*spec.known_metrics(), ROUND_TIME, *COSTS)
-            missing = [name for name in names if name not in (*known, ROUNDS_TO_TARGET)]
+            missing = [name for name in names if name not in (*known, *TO_TARGET)]
             if missing:
                 message = (
                     f"problem {spec.problem['name']} does not report '{missing[0]}': "
                     f"it reports {', '.join(known)}"
                 )
                 raise UserError(self.where.at(place, message))
-            if ROUNDS_TO_TARGET in names and not spec.stop:
+            to_target = [name for name in names if name in TO_TARGET]
+            if to_target and not spec.stop:
                 message = (
-                    f"{self.runs[j][0]} has no target, so no {ROUNDS_TO_TARGET}: give its runs "
+                    f"{self.runs[j][0]} has no target, so no {to_target[0]}: give its runs "
                     'one, as in [run.stop] metric = "gradient_norm2", value = 0.01'
                 )
                 raise UserError(self.where.at(place, message))
 
     def _costs(self, item: Item, names: Sequence[str], place: Loc) -> None:
-        if not set(names) & set(COSTS):
+        if not {TO_TARGET.get(name, name) for name in names} & set(COSTS):
             return
         from teleport_bench.network import Network
 
@@ -422,8 +453,11 @@ class Check:
 
 
 def case_keys(
-    claim: ClaimSpec, labels: Sequence[str], settings: Sequence[Mapping[str, Scalar]]
+    item: ClaimSpec | ProfileSpec,
+    labels: Sequence[str],
+    settings: Sequence[Mapping[str, Scalar]],
 ) -> list[str]:
-    """The settings in which the two runs of a pair agree."""
-    by = varying(labels, settings) if claim.by is None else claim.by
-    return list(dict.fromkeys([*by, *claim.match]))
+    """The settings in which the runs that are compared agree."""
+    by = varying(labels, settings) if item.by is None else item.by
+    match = item.match if isinstance(item, ClaimSpec) else []
+    return list(dict.fromkeys([*by, *match]))

@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from teleport_bench.activation import draw_holders
 from teleport_bench.algorithms import Algorithm
+from teleport_bench.conditions import Away, absence, conditioned, period
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.problems import Problem
 from teleport_bench.registry import (
@@ -25,7 +26,7 @@ from teleport_bench.registry import (
     error_at,
 )
 from teleport_bench.schedules import Factor
-from teleport_bench.topologies import Topology, topology
+from teleport_bench.topologies import Topology
 
 MOST = 2**31 - 1
 """Of nodes, and of rounds."""
@@ -73,9 +74,13 @@ class RunSpec(StrictModel):
 
     nodes: n. active: k, the nodes that are active in a round; only for algorithms that choose them.
     share: of a larger draw, for runs that share a network; see `Share`. stop: a target; see `Stop`.
-    topology: on the k active tokens. lr: step size eta. momentum: beta of heavy ball or Nesterov.
+    topology: on the k active tokens; an algorithm with a graph of its own has that one, whatever is
+    asked for. lr: step size eta. momentum: beta of heavy ball or Nesterov.
     rounds: T. eval_every: rounds between evaluations; round 0 and the last are always evaluated.
     storage: "slots" keeps a row a token, "nodes" a row a node with gather and scatter; same floats.
+    loss: probability q that a message of a gossip is lost; see `conditions.conditioned`. It counts
+    as sent, and a receiver waits for it as long as it would have taken. Teleports are not lost: a
+    node asks again until it has its token. away: spells in which nodes are not there; see `Away`.
 
     Raises pydantic.ValidationError (a ValueError) that names each key and what it should be.
     """
@@ -96,6 +101,9 @@ class RunSpec(StrictModel):
     stop: Stop | None = None
     seed: int = Field(default=0, ge=0, strict=True)
     storage: Literal["slots", "nodes"] = "slots"
+    # conditions that do not hold are left out of the settings that name a run
+    loss: float = Field(default=0.0, ge=0, lt=1, exclude_if=lambda q: q == 0)
+    away: Away | None = Field(default=None, exclude_if=lambda away: away is None)
 
     @model_validator(mode="after")
     def _complete(self) -> RunSpec:
@@ -125,10 +133,25 @@ class RunSpec(StrictModel):
                     f"{self.share.among} and {self.nodes}",
                 )
             )
+        for key in ("momentum", "nesterov"):
+            if getattr(self, key) and not getattr(method, key):
+                raise error_at((key, f"{name} has no {key}: leave it out"))
+        if self.storage == "nodes" and not method.at_nodes:
+            message = f'{name} keeps more than a node\'s parameters: it has storage = "slots" alone'
+            raise error_at(("storage", message))
         if self.nesterov and not self.momentum:
             raise error_at(("nesterov", "nesterov = true needs momentum > 0, got momentum = 0"))
+        if self.loss and method.communication != "gossip":
+            message = f"{name} has no gossip whose messages could be lost: leave loss out"
+            raise error_at(("loss", message))
+        if self.away and (fault := self._never_away(method)):
+            raise error_at(("away", f"{fault}: leave away out"))
         # frozen for users, completed here
         object.__setattr__(self, "active", active)
+        if self.away and not self.away.share:
+            object.__setattr__(self, "away", None)
+        if method.graph:
+            object.__setattr__(self, "topology", TOPOLOGIES.resolve(method.graph))
         object.__setattr__(
             self, "eval_every", self.eval_every or max(1, self.rounds // EVALUATIONS)
         )
@@ -142,7 +165,7 @@ class RunSpec(StrictModel):
                     f"every {-(-self.rounds // MOST_LOOKS)} or more"
                 )
                 raise error_at((key, message))
-        for key, build in (("topology", self.build_topology), ("problem", self.build_problem)):
+        for key, build in (("topology", self._graphs), ("problem", self.build_problem)):
             try:
                 build()
             except UserError as error:
@@ -173,6 +196,11 @@ class RunSpec(StrictModel):
         """UserError where the problem cannot be posed for these nodes; reads the data."""
         self.build_problem().check(self.nodes)
 
+    def settings(self, exclude: set[str] | None = None) -> dict[str, Any]:
+        """All settings as plain values, also those conditions that do not hold."""
+        none = {"loss": 0.0, "away": {"share": 0.0}}
+        return none | self.model_dump(mode="json", exclude=exclude)
+
     def evaluations(self) -> list[int]:
         """Rounds after which metrics are taken: 0, every eval_every, and the last."""
         assert self.eval_every is not None
@@ -197,13 +225,47 @@ class RunSpec(StrictModel):
         """(BLOCK, k): the node that holds token a in each round of the block."""
         share = (self.share.first, self.share.among) if self.share else None
         activation = self.build_algorithm().activation
-        return draw_holders(activation, self.seed, self.nodes, self.n_active, block, share)
+        away = absence(self.away, self.seed, self.nodes) if self.away else None
+        return draw_holders(activation, self.seed, self.nodes, self.n_active, block, share, away)
 
     def build_algorithm(self) -> Algorithm:
         return build_algorithm(self.algorithm)
 
     def build_topology(self) -> Topology:
-        return topology(self.topology, self.n_active)
+        """The matrices that the run mixes with, its conditions included."""
+        return conditioned(self._graphs(), self.loss, self._rows_away, self.seed, self.nodes)
+
+    @property
+    def period(self) -> int:
+        """That of `build_topology`, for which nothing is drawn."""
+        return period(self._graphs(), self.loss, self._rows_away)
+
+    def there(self) -> NDArray[np.bool_] | None:
+        """(period, k): whether each row's node is there; None where rows move, or all always are.
+        The period is a multiple of BLOCK."""
+        if not (away := self._rows_away):
+            return None
+        there: NDArray[np.bool_] = absence(away, self.seed, self.nodes)[:, : self.n_active] == 0
+        return there
+
+    @property
+    def _rows_away(self) -> Away | None:
+        """Where rows stay at their nodes, they are away with them."""
+        return self.away if self.build_algorithm().activation == "all" else None
+
+    def _never_away(self, method: Algorithm) -> str | None:
+        """Why nodes cannot be away, in words."""
+        name = self.algorithm["name"]
+        if method.activation == "uniform":
+            return None
+        if method.communication != "gossip":
+            return f"{name} takes all nodes in every round"
+        if not method.at_nodes:
+            return f"{name} keeps more than parameters, which would change at a node that is away"
+        return "the momentum of a node that is away would change" if self.momentum else None
+
+    def _graphs(self) -> Topology:
+        return self.build_algorithm().graphs(self.topology, self.n_active, self.seed)
 
     def build_schedule(self) -> Factor:
         factor: Factor = SCHEDULES.build(self.schedule, self.rounds)

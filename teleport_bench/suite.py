@@ -26,9 +26,17 @@ from pydantic import (
 from teleport_bench import plugins
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.locator import Loc, Locator, brief
-from teleport_bench.metrics import ROUND_TIME, ROUNDS_TO_TARGET
+from teleport_bench.metrics import ROUND_TIME, ROUNDS_TO_TARGET, TO_TARGET
 from teleport_bench.registry import ALGORITHMS, StrictModel, error_at
-from teleport_bench.shown import Check, ClaimSpec, FigureSpec, MetricName, TableSpec, distinct
+from teleport_bench.shown import (
+    Check,
+    ClaimSpec,
+    FigureSpec,
+    MetricName,
+    ProfileSpec,
+    TableSpec,
+    distinct,
+)
 from teleport_bench.spec import RunSpec, build_algorithm, canonical
 from teleport_bench.theory import TheorySpec
 from teleport_bench.untrusted import TOO_DEEP, check_plain, filled, parsed
@@ -43,6 +51,9 @@ Scale = Literal["full", "small"]
 Values = Annotated[list[Any], Field(min_length=1)]
 
 MAX_RUNS = 100_000
+
+TOGETHER = "*"
+"""The key of a grid whose values are tables of settings that go together."""
 
 
 class Method(StrictModel):
@@ -83,18 +94,20 @@ class MeasuredTheory(TheorySpec):
 class SuiteSpec(StrictModel):
     """The keys of a suite file.
 
-    run: settings of all runs (keys of RunSpec). grid: lists of values; every combination is run.
+    run: settings of all runs (keys of RunSpec). grid: lists of values; every combination is run
+    (settings that go together are tables under the key "*").
     method: the methods compared, each with settings and a grid of its own, which win over [run] and
     [grid]. set: settings that win over all of these, as `--set` gives them. tune: how step sizes
     are chosen. equal: what the runs have in common: the rounds that are given, or the epochs that
-    D-SGD makes in them, for which k of n active nodes take n/k times as many rounds (and rounds
-    between evaluations, and of warm-up). alone: no run shares its fleet with another, so that its
-    times are its own.
+    D-SGD makes in them, for which k of n active nodes with H local steps take n/(k H) times as many
+    rounds (and rounds between evaluations, and of warm-up). alone: no run shares its fleet with
+    another, so that its times are its own.
 
-    table, figure, claim: what the report shows. theory: rates and best k by the derived bounds, for
-    a suite with or without runs. network: what simulated time and the bytes of the busiest node are
-    computed by. duration: how long it takes, by machine, as text. small: what `--scale small` sets
-    instead, in the same tables. scale_note: set by it, the label of all that it gives.
+    table, figure, claim, profile: what the report shows. theory: rates and best k by the derived
+    bounds, for a suite with or without runs. network: what simulated time and the bytes of the
+    busiest node are computed by. duration: how long it takes, by machine, as text. small: what
+    `--scale small` sets instead, in the same tables. scale_note: set by it, the label of all that
+    it gives.
     """
 
     title: str
@@ -113,6 +126,7 @@ class SuiteSpec(StrictModel):
     table: list[TableSpec] = []
     figure: list[FigureSpec] = []
     claim: list[ClaimSpec] = []
+    profile: list[ProfileSpec] = []
     theory: MeasuredTheory | None = None
 
     @model_validator(mode="after")
@@ -251,7 +265,10 @@ class Suite:
             key = ""
             try:
                 for key, value in (cell | self.spec.set | trial).items():
-                    _put(merged, key.split("."), value)
+                    if key == TOGETHER and isinstance(value, dict):
+                        merged = _merge(merged, value)
+                    else:
+                        _put(merged, key.split("."), value)
                 if self.spec.equal == "epochs":
                     _to_equal_epochs(merged)
                 return RunSpec.model_validate(merged)
@@ -314,7 +331,7 @@ class Suite:
         # a k that is chosen is not known yet
         unknown = {"lr", "active", "share"} if method.search else {"lr"} if self.spec.tune else None
         try:
-            label = filled(label, spec.model_dump(mode="json", exclude=unknown))
+            label = filled(label, spec.settings(exclude=unknown))
         except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             message = (
                 f"label {brief(label)} names no setting of a run, or not as it can be shown "
@@ -340,8 +357,12 @@ class Suite:
         check.claims(self.spec.claim)
         if self.spec.theory and (measured := self.spec.theory.measured):
             self._check_metrics([measured], where, ("theory", "measured"))
+        check.profiles(self.spec.profile)
 
     def _check_evaluated(self, name: str, why: str, where: Locator, *place: str | int) -> None:
+        if name in TO_TARGET and name != ROUNDS_TO_TARGET:
+            message = f"'{name}' is computed for a report; take {ROUNDS_TO_TARGET}: {why}"
+            raise UserError(where.at(place, message))
         if name == ROUND_TIME:
             message = f"'{name}' is measured and not evaluated along a run; {why}"
             raise UserError(where.at(place, message))
@@ -552,19 +573,23 @@ def _put(table: dict[str, Any], path: Sequence[str], value: Any) -> None:
 
 
 def _to_equal_epochs(run: dict[str, Any]) -> None:
-    """Give a run with k of n active nodes n/k times its rounds."""
-    n, k = run.get("nodes"), run.get("active")
-    if not isinstance(n, int) or not isinstance(k, int) or k < 1:
-        return  # all are active, or validation says what is wrong
+    """Give a run with k of n active nodes, each of H local steps, n/(k H) times its rounds."""
+    n, k = run.get("nodes"), run.get("active", run.get("nodes"))
+    try:
+        steps = ALGORITHMS.resolve(run["algorithm"]).get("local_steps", 1)
+    except (KeyError, ValueError, UserError):
+        return  # validation says what is wrong
+    if not all(isinstance(count, int) and count > 0 for count in (n, k)):
+        return
     schedule = run.get("schedule")
     for table, key in ((run, "rounds"), (run, "eval_every"), (schedule, "warmup")):
         if isinstance(table, dict) and isinstance(table.get(key), int):
-            if table[key] * n % k:
+            if table[key] * n % (k * steps):
                 raise UserError(
-                    f'equal = "epochs" makes {key} = {table[key]} x nodes / active, and '
-                    f"{table[key]} x {n} / {k} is no whole number: take another {key} or active"
+                    f'equal = "epochs" makes {key} = {table[key]} x nodes / (active x steps), and '
+                    f"{table[key]} x {n} / {k * steps} is no whole number: take another {key}"
                 )
-            table[key] = table[key] * n // k
+            table[key] = table[key] * n // (k * steps)
 
 
 def _product(grid: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:

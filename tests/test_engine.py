@@ -250,7 +250,7 @@ def test_the_time_of_a_round_is_a_metric_of_tables_and_of_figures_against_settin
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (TIMED.replace('x = "nodes"', 'x = "rounds"'), "no curve of it: take x = nodes"),
+        (TIMED.replace('x = "nodes"', 'x = "rounds"'), "there is no curve of it: take a setting"),
         (
             '\n[tune]\nlr = [0.1]\nseeds = [9]\nmetric = "round_time"\n',
             "no step size is chosen by it",

@@ -69,8 +69,8 @@ def gradients(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     seen: list[tuple[Any, ...]] = []
     original = FleetRound.gradient
 
-    def spy(self: FleetRound, x: torch.Tensor) -> torch.Tensor:
-        g = original(self, x)
+    def spy(self: FleetRound, x: torch.Tensor, step: int = 0) -> torch.Tensor:
+        g = original(self, x, step)
         seen.append((x.clone(), self.node.clone(), self.data.clone(), g.clone()))
         return g
 

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 import teleport_bench as tb
 from teleport_bench.activation import BLOCK, draw_holders
-from teleport_bench.network import Network, messages, simulate
+from teleport_bench.conditions import absence
+from teleport_bench.network import Network, Stragglers, _carrying, _graph, messages, simulate
 from teleport_bench.registry import TOPOLOGIES
+from teleport_bench.seeds import generator
 from teleport_bench.topologies import Topology, topology
 from teleport_kernels import Mixing
 
@@ -113,6 +115,21 @@ def test_two_nodes_that_swap_their_tokens_send_both():
     assert count(topology("ring", 2), holders([6, 5]), [5, 6], 1) == [2 + 2]
 
 
+def test_a_token_takes_its_momentum_along():
+    moves = holders([4, 1, 7, 2], [4, 3, 7, 0], [4, 3, 7, 0])
+    sent = messages(topology("ring", 4), moves, np.array([4, 1, 2, 7]), 6, vectors=3, carried=2)
+    assert sent.tolist() == [3 * 8 + 2 * 2, 3 * 8 + 2 * 2, 3 * 8]
+
+
+def test_momentum_is_fetched_from_a_last_holder_whose_parameters_are_not():
+    """A graph in which two tokens change places and the third stays as it is."""
+    swap = Mixing.from_dense(torch.tensor([[0.0, 1, 0], [1, 0, 0], [0, 0, 1]]))
+    graph = _carrying(_graph(swap), 1)
+    entries = zip(graph.rows, graph.cols, graph.vectors, strict=True)
+    assert list(entries) == [(0, 0, 1), (0, 1, 1), (1, 0, 1), (1, 1, 1), (2, 2, 2)]
+    assert graph.first.tolist() == [0, 2, 4]
+
+
 def test_a_time_varying_graph_sends_what_its_round_asks_for():
     assert count(PERIOD_THREE, stay(3, 7), range(3), 0) == [0, 2, 6, 0, 2, 6, 0]
     assert count(PERIOD_THREE, stay(3, 4), range(3), 64) == [2, 6, 0, 2]
@@ -141,8 +158,13 @@ def runs(draw):
     n = draw(st.integers(1, 9))
     k = draw(st.integers(1, n))
     shared = {"nodes": n, "topology": draw(st.sampled_from(NAMES)), "rounds": 6}
-    shared["seed"] = draw(st.integers(0, 10**6))
-    match draw(st.sampled_from(["all", "fixed", "uniform", "uniform"])):
+    shared |= {"seed": draw(st.integers(0, 10**6)), "momentum": draw(st.sampled_from([0, 0.9]))}
+    shared["loss"] = draw(st.sampled_from([0, 0, 0.4]))
+    shared["away"] = draw(st.sampled_from([None, None, {"share": 0.4, "spell": 2}]))
+    who = draw(st.sampled_from(["all", "fixed", "uniform", "uniform"]))
+    if who != "uniform" and shared["momentum"]:
+        shared["away"] = None  # momentum at a node that is away is not modelled
+    match who:
         case "all":
             return a_run("dsgd", **shared)
         case holders:
@@ -154,6 +176,9 @@ networks = st.builds(
     preferred=st.sampled_from(NAMES),
     tau=TAUS,
     compute=COMPUTES,
+    stragglers=st.sampled_from(
+        [None, None, {"share": 0.3, "factor": 3}, {"share": 1, "factor": 2}]
+    ),
     mode=st.sampled_from(MODES),
     form=st.sampled_from(FORMS),
 )
@@ -168,32 +193,60 @@ class Events:
         W = sum(graph.matrix(t) for t in range(graph.period))
         self.near = {(i, j) for i, j in itertools.product(range(self.n), repeat=2) if W[i, j] > 0}
         self.near |= {(j, i) for i, j in self.near}
-        topology = spec.build_topology()
-        self.needs = [
-            [[b for b in range(self.k) if W[a, b] != 0] for a in range(self.k)]
-            for W in (topology.matrix(t) for t in range(spec.rounds))
-        ]
-        activation = spec.build_algorithm().activation
-        drawn = draw_holders(activation, spec.seed, self.n, self.k, 0)
+        activation, everyone = spec.build_algorithm().activation, range(self.k)
+        away = absence(spec.away, spec.seed, self.n) if spec.away else None
+        drawn = draw_holders(activation, spec.seed, self.n, self.k, 0, absence=away)
         self.holder = drawn[: spec.rounds].tolist()
+        here = np.ones((spec.rounds, self.k), dtype=bool)
+        if away is not None and activation == "all":
+            here = away[: spec.rounds, : self.k] == 0
+        graph = tb.topology(spec.topology, self.k)  # messages that get lost are sent as well
+        self.needs = [
+            [
+                [b for b in everyone if a == b or (W[a, b] != 0 and here[t][a] and here[t][b])]
+                for a in everyone
+            ]
+            for t, W in enumerate(graph.matrix(t) for t in range(spec.rounds))
+        ]
+        names = {"nodes": self.n, "active": self.k, "block": 0}
+        luck = generator(spec.seed, "stragglers", **names).random((BLOCK, self.k))
+        slow = network.stragglers or Stragglers(share=0, factor=1)
+        self.compute = [
+            [
+                network.compute * here[t][a] * (slow.factor if luck[t][a] < slow.share else 1)
+                for a in everyone
+            ]
+            for t in range(spec.rounds)
+        ]
         self.fused = network.form == "fused" and activation == "uniform"
         self.sent = [0] * self.n
+        self.more = int(spec.momentum > 0)  # what a token takes along beside its parameters
 
-    def cost(self, u, v):
-        self.sent[u] += u != v
-        return 0 if u == v else 1 if (u, v) in self.near else self.network.tau
+    def cost(self, u, v, vectors=1):
+        self.sent[u] += vectors * (u != v)
+        return vectors * (0 if u == v else 1 if (u, v) in self.near else self.network.tau)
+
+    def fetched(self, t, a):
+        """Tokens whose last holders in round t send something to the next holder of token a, and
+        how many vectors."""
+        vectors = dict.fromkeys(self.needs[t][a], 1)
+        if self.more:
+            vectors[a] = vectors.get(a, 0) + self.more
+        return vectors
 
     def phases(self, rounds):
-        """(from, to) of every message before and after the computing of each round."""
+        """(from, to, vectors) of every message before and after the computing of each round."""
         fetch, everyone = [], range(self.k)
         for t in range(rounds):
             if t and self.fused:
-                of = self.needs[t - 1]
                 fetch = [
-                    (self.holder[t - 1][b], self.holder[t][a]) for a in everyone for b in of[a]
+                    (self.holder[t - 1][b], self.holder[t][a], vectors)
+                    for a in everyone
+                    for b, vectors in self.fetched(t - 1, a).items()
                 ]
             elif t:
-                fetch = list(zip(self.holder[t - 1], self.holder[t], strict=True))
+                links = zip(self.holder[t - 1], self.holder[t], strict=True)
+                fetch = [(*link, 1 + self.more) for link in links]
             gossip = []
             if not self.fused or t == rounds - 1:
                 h = self.holder[t]
@@ -202,8 +255,8 @@ class Events:
 
     def synchronous(self, rounds):
         time = 0.0
-        for fetch, gossip in self.phases(rounds):
-            time += max((self.cost(*link) for link in fetch), default=0) + self.network.compute
+        for (fetch, gossip), compute in zip(self.phases(rounds), self.compute, strict=False):
+            time += max((self.cost(*link) for link in fetch), default=0) + max(compute)
             time += max((self.cost(*link) for link in gossip), default=0)
         return time
 
@@ -216,21 +269,24 @@ class Events:
             now, what, t, a = heapq.heappop(queue)
             here = self.holder[t][a]
             if what == "start":
-                heapq.heappush(queue, (now + self.network.compute, "step done", t, a))
+                heapq.heappush(queue, (now + self.compute[t][a], "step done", t, a))
             elif what == "step done":
                 away = self.fused and t < rounds - 1
-                for b in (b for b in range(self.k) if a in self.needs[t][b]):
-                    there = self.holder[t + away][b]
-                    event = (now + self.cost(here, there), "arrives", t, b)
-                    heapq.heappush(queue, event)
+                for b in range(self.k):
+                    wanted = self.fetched(t, b) if away else dict.fromkeys(self.needs[t][b], 1)
+                    if a in wanted:
+                        travel = self.cost(here, self.holder[t + away][b], wanted[a])
+                        heapq.heappush(queue, (now + travel, "arrives", t, b))
             else:
                 arrived[t, a] = arrived.get((t, a), 0) + 1
-                if arrived[t, a] < len(self.needs[t][a]):
+                away = self.fused and t < rounds - 1
+                if arrived[t, a] < len(self.fetched(t, a) if away else self.needs[t][a]):
                     continue
                 if t == rounds - 1:
                     ends.append(now)
                     continue
-                travel = 0 if self.fused else self.cost(here, self.holder[t + 1][a])
+                there = self.holder[t + 1][a]
+                travel = 0 if self.fused else self.cost(here, there, 1 + self.more)
                 heapq.heappush(queue, (now + travel, "start", t + 1, a))
         return max(ends)
 
@@ -289,6 +345,71 @@ def test_a_point_does_not_depend_on_the_others(spec, network, at):
         assert together.total_bytes[i] == alone.total_bytes[0]
         assert together.busiest_bytes[i] == alone.busiest_bytes[0]
         assert alone.busiest_bytes[0] * spec.nodes >= alone.total_bytes[0]
+
+
+ANYONE = runs() | st.builds(
+    lambda name, n, seed: a_run(
+        name, nodes=n, seed=seed, **{"fedavg": {"active": 1}}.get(name, {})
+    ),
+    st.sampled_from(["allreduce", "fedavg"]),
+    st.integers(1, 9),
+    st.integers(0, 99),
+)
+
+
+@settings(deadline=None)
+@given(ANYONE, networks, st.data())
+def test_more_and_slower_stragglers_take_no_less_time(spec, network, data):
+    shares, factors = (0, 0.2, 0.5, 1), (1, 1.5, 4)
+    few, many = sorted(data.draw(st.tuples(*[st.sampled_from(shares)] * 2)))
+    fast, slow = sorted(data.draw(st.tuples(*[st.sampled_from(factors)] * 2)))
+
+    def costs(share, factor):
+        stragglers = Stragglers(share=share, factor=factor)
+        return simulate(spec, network.model_copy(update={"stragglers": stragglers}))
+
+    least, most = costs(few, fast), costs(many, slow)
+    assert (least.time <= costs(few, slow).time).all()
+    assert (costs(few, slow).time <= most.time).all()
+    assert (least.total_bytes == most.total_bytes).all()
+
+    without = simulate(spec, network.model_copy(update={"stragglers": None}))
+    for none in (costs(0, slow), costs(many, 1)):
+        assert none.time == pytest.approx(without.time, rel=1e-12)
+    slower = network.model_copy(update={"stragglers": None, "compute": slow * network.compute})
+    assert costs(1, slow).time == pytest.approx(simulate(spec, slower).time, rel=1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_all_reduce_waits_for_the_slowest_of_a_round(mode):
+    spec = a_run("allreduce", nodes=5, seed=3)
+    network = Network(compute=2, mode=mode, stragglers={"share": 0.2, "factor": 4})
+    luck = [
+        generator(3, "stragglers", nodes=5, active=5, block=b).random((BLOCK, 5)) for b in range(2)
+    ]
+    slow = (np.concatenate(luck) < 0.2).any(1)
+    assert 0 < slow[:100].sum() < 100
+    costs = simulate(spec, network, range(101))
+    compute = np.cumsum([0, *np.where(slow, 8, 2)[:100]])
+    assert costs.time == pytest.approx(compute + np.arange(101) * 8 / 5)
+
+
+def test_stragglers_are_as_many_as_their_share():
+    """In rounds of one token that stays where it is nothing else takes time."""
+    spec = a_run({"name": "teleportation", "holders": "fixed"}, nodes=3, active=1)
+    network = Network(stragglers={"share": 0.1, "factor": 11})
+    slow = (np.diff(simulate(spec, network, range(20_001)).time) - 1) / 10
+    assert set(slow.tolist()) == {0, 1}
+    assert abs(slow.mean() - 0.1) < 6 * (0.09 / 20_000) ** 0.5
+    pairs = slow[1:] * slow[:-1]
+    assert abs(pairs.mean() - 0.01) < 6 * (0.01 / 20_000) ** 0.5
+
+
+def test_without_barriers_stragglers_cost_less():
+    spec, at = a_run("dsgd", nodes=20), [200]
+    slow = {"stragglers": {"share": 0.05, "factor": 10}}
+    free, barrier = (simulate(spec, Network(mode=m, **slow), at).time[0] for m in MODES[::-1])
+    assert free < 0.9 * barrier
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -383,6 +504,9 @@ def test_rounds_are_counted_from_zero():
         ({"compute": -1}, "greater than or equal to 0"),
         ({"prefered": "ring"}, "did you mean 'preferred'"),
         ({"preferred": "rnig"}, "did you mean 'ring'"),
+        ({"stragglers": {"share": 1.5, "factor": 2}}, "less than or equal to 1"),
+        ({"stragglers": {"share": 0.5, "factor": 0.5}}, "greater than or equal to 1"),
+        ({"stragglers": {"share": 0.5}}, "factor\n  Field required"),
         ({"mode": "async"}, "'synchronous' or 'barrier_free'"),
     ],
 )

@@ -1,5 +1,6 @@
 """Records: consistent or refused, written whole or not at all."""
 
+import gzip
 import json
 import os
 import re
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from teleport_bench import Record, RunSpec, UserError
+from teleport_bench import Record, RunSpec, UserError, executor
 from teleport_bench.record import Store
 from teleport_bench.record.provenance import environment
 from teleport_bench.record.schema import Made
-from teleport_bench.record.store import write_atomically
+from teleport_bench.record.store import PACK_FILE, write_atomically
 
 SPEC = RunSpec(algorithm="dsgd", nodes=4, problem="quadratic", lr=0.1, rounds=8, eval_every=4)
 
@@ -262,3 +263,91 @@ def test_a_record_without_the_fields_that_came_later_is_read(record):
     content = json.loads(record.model_dump_json())
     del content["reached_at"], content["made"]["engine"]
     assert Record.model_validate(content) == record
+
+
+def runs_of(make_record, n):
+    problem = {"name": "quadratic", "dim": 2}
+    shared = {"algorithm": "dsgd", "nodes": 2, "problem": problem, "lr": 0.1, "rounds": 1}
+    return [make_record(RunSpec(seed=s, **shared), objective_gap=float(s)) for s in range(n)]
+
+
+def spec_of(record):
+    return RunSpec.model_validate(record.spec)
+
+
+def test_a_pack_holds_what_its_records_held(make_record, tmp_path):
+    store, records = Store(tmp_path), runs_of(make_record, 5)
+    store.prepare()
+    for record in records:
+        store.save(record)
+    store.pack([spec_of(r) for r in records[:3]])
+    store.pack([spec_of(r) for r in records[2:4]])
+    own = store.path(spec_of(records[4])).name
+    assert {p.name for p in store.runs.iterdir()} == {PACK_FILE, own}
+    for at in (store, Store(tmp_path)):
+        assert [at.load(spec_of(r)) for r in records] == records
+    assert Store(tmp_path).load(spec_of(runs_of(make_record, 6)[5])) is None
+
+
+def test_equal_records_give_equal_packs_in_whatever_order(make_record, tmp_path):
+    records, packs = runs_of(make_record, 4), []
+    for name, order in (("a", [0, 1, 2, 3]), ("b", [3, 1, 0, 2])):
+        store = Store(tmp_path / name)
+        store.prepare()
+        for i in order:
+            store.save(records[i])
+            store.pack([spec_of(records[i])])
+        packs.append((store.runs / PACK_FILE).read_bytes())
+    assert packs[0] == packs[1]
+
+
+def test_a_record_of_its_own_is_newer_than_the_pack(make_record, tmp_path):
+    store, (record,) = Store(tmp_path), runs_of(make_record, 1)
+    store.prepare()
+    store.save(record)
+    store.pack([spec_of(record)])
+    newer = record.model_copy(update={"made": record.made.model_copy(update={"seconds": 9.0})})
+    store.save(newer)
+    assert Store(tmp_path).load(spec_of(record)) == newer
+    store.pack([spec_of(record)])
+    assert Store(tmp_path).load(spec_of(record)) == newer
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.7, 0.95])
+def test_of_a_pack_that_was_cut_what_can_be_read_is_there(make_record, tmp_path, cut):
+    store, records = Store(tmp_path), runs_of(make_record, 50)
+    store.prepare()
+    for record in records:
+        store.save(record)
+    store.pack([spec_of(r) for r in records])
+    path = store.runs / PACK_FILE
+    path.write_bytes(path.read_bytes()[: int(cut * path.stat().st_size)])
+    found = [Store(tmp_path).load(spec_of(r)) for r in records]
+    assert all(f is None or f == r for f, r in zip(found, records, strict=True))
+    assert None in found
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"", b"no gzip", gzip.compress(b"no json\n"), gzip.compress(b"[]\n")]
+)
+def test_a_pack_of_garbage_is_no_pack(make_record, tmp_path, garbage):
+    store, (record,) = Store(tmp_path), runs_of(make_record, 1)
+    store.prepare()
+    (store.runs / PACK_FILE).write_bytes(garbage)
+    assert store.load(spec_of(record)) is None
+    store.save(record)
+    assert store.load(spec_of(record)) == record
+
+
+def test_many_tuning_runs_are_packed_and_not_run_again(tmp_path, monkeypatch, write, texts, run):
+    path = write(texts["tuned"], "tuned")
+    assert run(path, out=tmp_path / "loose").code == 0
+    monkeypatch.setattr(executor, "PACKED", 10)
+    first = run(path)
+    assert first.code == 0
+    runs = tmp_path / "out/tuned/runs"
+    assert len(list(runs.glob("*.json"))) == 12  # the reported ones
+    assert "0 of them now" in run(path).err
+    for name in ("tables/gap.csv", "tables/step-sizes.csv"):
+        packed, loose = ((tmp_path / out / "tuned" / name).read_text() for out in ("out", "loose"))
+        assert packed == loose

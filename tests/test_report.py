@@ -833,10 +833,10 @@ def test_methods_that_would_look_alike_differ_in_their_markers(hand):
 
     suite, records = hand(edit=edit)
     data = frame(suite, records)
-    looks = figures._styles(data)
+    looks = figures.styles_of(data)
     assert len(set(map(str, looks.values()))) == 4
     few = data.view(suite.spec.figure[0])
-    assert figures._styles(few) == {"beta 0.9": looks["beta 0.9"]}  # whatever else is shown
+    assert figures.styles_of(few) == {"beta 0.9": looks["beta 0.9"]}  # whatever else is shown
 
 
 def test_a_chosen_k_has_a_look_of_its_own():
@@ -1052,7 +1052,7 @@ def test_a_figure_marks_a_bound_without_a_bar_and_with_an_arrow(targets, axes):
     assert [(p["mean"], p["min"], p["bound"], p["censored"]) for p in points][:3] == [
         ("", "", "8.0", "2"),
         ("", "", "6.0", "1"),
-        ("4.5", "4", "", "0"),
+        ("4.5", "4.0", "", "0"),
     ]
 
 

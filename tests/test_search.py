@@ -288,8 +288,16 @@ def test_at_equal_epochs_fewer_active_nodes_take_more_rounds():
     assert len(spec.evaluations()) == len(dsgd.evaluations())
 
 
+def test_at_equal_epochs_local_steps_take_fewer_rounds():
+    local = {"algorithm": {"name": "local_sgd", "local_steps": 2}}
+    one = {"algorithm": {"name": "teleportation", "local_steps": 5}, "active": 6}
+    run = {"rounds": 70, "eval_every": 10, "lr": 0.1, "problem": "quadratic"}
+    specs = [r.spec for r in equal_epochs(method=[local, one], run=run).planned()]
+    assert {(s.rounds, s.eval_every) for s in specs} == {(35, 5), (14, 2)}
+
+
 def test_epochs_that_do_not_come_out_even_are_refused():
-    with pytest.raises(UserError, match="rounds = 70 x nodes / active, and 70 x 5 / 4 is no whole"):
+    with pytest.raises(UserError, match="and 70 x 5 / 4 is no whole number"):
         equal_epochs(grid={"nodes": [5]}, method=[{"algorithm": "teleportation", "active": 4}])
     with pytest.raises(UserError, match="a search for k compares equal rounds"):
         make(equal="epochs")

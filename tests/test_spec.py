@@ -56,6 +56,8 @@ EQUAL = {
     "active of an algorithm without choice": (DSGD, {"active": 4}),
     "eval_every by default": (DSGD, {"eval_every": 5}),
     "seed by default": (DSGD, {"seed": 0}),
+    "loss by default": (DSGD, {"loss": 0}),
+    "nobody away": (DSGD, {"away": {"share": 0, "spell": 3}}),
     "an option by default": (DSGD, {"problem": {"name": "quadratic", "dim": 50}}),
     "all options by default, permuted": (
         DSGD,
@@ -125,6 +127,11 @@ CHANGED = {
     "first of share": {"share": {"first": 1, "among": 3}},
     "seed": {"seed": 1},
     "storage": {"storage": "nodes"},
+    "loss": {"loss": 0.1},
+    "value of loss": {"loss": 0.2},
+    "away": {"away": {"share": 0.1, "spell": 5}},
+    "share of away": {"away": {"share": 0.2, "spell": 5}},
+    "spell of away": {"away": {"share": 0.1, "spell": 6}},
 }
 
 

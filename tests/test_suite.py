@@ -84,6 +84,17 @@ def test_a_dotted_key_of_a_grid_reaches_into_components(texts):
     assert {p["model"]["name"] for p in problems} == {"logistic"}
 
 
+def test_settings_that_go_together_are_tables_of_a_grid(source):
+    together = [
+        {"nodes": 4, "problem": {"dim": 3}},
+        {"nodes": 9, "problem": {"name": "quadratic", "family": "curvature"}},
+    ]
+    runs = expand(source, grid={"*": together, "seed": [0, 1]}, method=[{"algorithm": "dsgd"}])
+    found = [(r.spec.nodes, r.spec.problem["dim"], r.spec.problem["family"]) for r in runs]
+    assert found == [(4, 3, "spectrum")] * 2 + [(9, 50, "curvature")] * 2
+    assert together[0] == {"nodes": 4, "problem": {"dim": 3}}
+
+
 def test_a_dotted_key_gives_an_option_to_a_component_that_is_only_named(source):
     runs = expand(
         source,

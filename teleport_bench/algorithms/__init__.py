@@ -1,5 +1,5 @@
 """Optimization algorithms, one file each: a step readable as the pseudocode of its paper."""
 
-from teleport_bench.algorithms.base import Algorithm, Round, State
+from teleport_bench.algorithms.base import Algorithm, Rate, Round, State
 
-__all__ = ["Algorithm", "Round", "State"]
+__all__ = ["Algorithm", "Rate", "Round", "State"]

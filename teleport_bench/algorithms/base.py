@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+from teleport_bench.network import Communication
+from teleport_bench.registry import Choice
+from teleport_bench.topologies import Topology, topology
 
 State = dict[str, Tensor]
 """Flat tensors that an algorithm keeps between rounds, by name; "x" holds the parameters."""
@@ -15,17 +20,61 @@ Activation = Literal["all", "uniform"]
 """Who is active: every node, token a at node a; or k distinct nodes, drawn afresh each round."""
 
 
+@dataclass(frozen=True)
+class Rate:
+    """factor eta^power, of each row's step size eta in a round; 1 / eta is 0 for eta = 0.
+
+    What `Round.lr` gives, for coefficients of `Round.combine`: -r.lr, 0.5 * r.lr, 0.1 / r.lr.
+    """
+
+    factor: float = 1.0
+    power: int = 1
+
+    def __neg__(self) -> Rate:
+        return -1.0 * self
+
+    def __rmul__(self, factor: float) -> Rate:
+        return Rate(factor * self.factor, self.power)
+
+    def __rtruediv__(self, factor: float) -> Rate:
+        return Rate(factor / self.factor, -self.power)
+
+
 class Round(Protocol):
     """One round over stacked rows: row a is token a, at the node that holds it in this round."""
+
+    @property
+    def lr(self) -> Rate:
+        """eta, the step size of this round: each row's own."""
+
+    @property
+    def beta(self) -> float:
+        """The run's momentum, 0 without."""
 
     def fetch(self, x: Tensor) -> Tensor:
         """(rows, P): x_a, brought from the node that held token a in the last round."""
 
-    def gradient(self, x: Tensor) -> Tensor:
-        """(rows, P): the stochastic gradient at x_a on the data of the holder of token a."""
+    def gradient(self, x: Tensor, step: int = 0) -> Tensor:
+        """(rows, P): the stochastic gradient at x_a on the data of the holder of token a.
+
+        step: which of the `Algorithm.local_steps` batches (or noises) of the round it takes.
+        """
+
+    def sgd_step(self, x: Tensor, grad: Tensor, momentum: Tensor | None) -> Tensor:
+        """x_a - eta u_a, with u as in `tk.sgd_mix`: weight decay, momentum (updated), Nesterov."""
 
     def sgd_mix(self, x: Tensor, grad: Tensor, momentum: Tensor | None) -> Tensor:
-        """x_a <- sum_b W[a, b] (x_b - lr u_b), stored at the holders: `tk.sgd_mix`."""
+        """x_a <- sum_b W[a, b] (x_b - eta u_b), stored at the holders: `tk.sgd_mix`."""
+
+    def mix(self, x: Tensor, direction: Tensor | None = None) -> Tensor:
+        """sum_b W[a, b] x_b, or sum_b W[a, b] (x_b - eta d_b) with d as it is given."""
+
+    def decayed(self, grad: Tensor, x: Tensor) -> Tensor:
+        """grad + weight_decay x: for what does not go through `sgd_step` or `sgd_mix`."""
+
+    def combine(self, *terms: tuple[float | Rate, Tensor]) -> Tensor:
+        """c_1 x_1 + c_2 x_2 + .. of (c, x) terms, in fp32: coefficient, product and sum are rounded
+        each on its own, sums from left to right."""
 
 
 class Algorithm(ABC):
@@ -38,6 +87,40 @@ class Algorithm(ABC):
     """Whether a run says how many of its nodes are active (`active = k`)."""
 
     activation: Activation = "all"
+
+    local_steps: int = 1
+    """Gradients that a row takes in a round."""
+
+    momentum: ClassVar[bool] = True
+    """Whether it uses the run's `momentum`."""
+
+    nesterov: ClassVar[bool] = True
+    """Whether that may be Nesterov's."""
+
+    at_nodes: ClassVar[bool] = True
+    """Whether tokens may be stored at nodes (`storage = "nodes"`): steps begin with `fetch` and end
+    with `sgd_mix`."""
+
+    exact: ClassVar[bool] = False
+    """Whether all rows converge to the minimum itself, on nodes whose minima differ, with a
+    constant step size and exact gradients; otherwise they stay away from it by a bias."""
+
+    graph: ClassVar[str | None] = None
+    """The topology of all its runs, where it is not theirs to choose."""
+
+    communication: ClassVar[Communication] = "gossip"
+    """Between whom vectors are sent; see `network.sent`."""
+
+    vectors: ClassVar[int] = 1
+    """Parameter vectors in a message of its gossip: the tensors that it mixes in a round."""
+
+    def graphs(self, choice: Choice, n_tokens: int, seed: int) -> Topology:
+        """What it mixes with in a run on that topology, of that seed."""
+        return topology(choice, n_tokens)
+
+    def carried(self, *, momentum: bool) -> int:
+        """Parameter vectors that a token takes along to another node: all its state."""
+        return len(self.start(torch.empty(0), momentum=momentum))
 
     def start(self, x: Tensor, *, momentum: bool) -> State:
         """The state before round 0. x: (rows, P), every token's initial parameters."""

@@ -1,6 +1,8 @@
 """TELEPORTATION."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
 
 from teleport_bench.algorithms.base import Algorithm, Round, State
 from teleport_bench.registry import ALGORITHMS
@@ -17,16 +19,25 @@ class Teleportation(Algorithm):
 
     With momentum (an assumption, not the paper's) the buffer belongs to the token and travels with
     it. `holders = "fixed"` leaves token a at node a, the same method without teleports.
+    `local_steps` = H (not the paper's either) takes H local steps before the gossip.
     Source: Takezawa and Stich 2025, Algorithm 1.
     """
 
     label = "TELEPORTATION"
     partial = True
 
-    def __init__(self, *, holders: Literal["uniform", "fixed"] = "uniform") -> None:
+    def __init__(
+        self,
+        *,
+        holders: Literal["uniform", "fixed"] = "uniform",
+        # one is left out of a run's settings, whose hash is its name in records
+        local_steps: Annotated[PositiveInt, Field(exclude_if=lambda steps: steps == 1)] = 1,
+    ) -> None:
         self.activation = "uniform" if holders == "uniform" else "all"
+        self.local_steps = local_steps
 
     def step(self, state: State, r: Round) -> State:
-        x = r.fetch(state["x"])
-        g = r.gradient(x)
-        return state | {"x": r.sgd_mix(x, g, state.get("momentum"))}
+        x, m, last = r.fetch(state["x"]), state.get("momentum"), self.local_steps - 1
+        for h in range(last):
+            x = r.sgd_step(x, r.gradient(x, h), m)
+        return state | {"x": r.sgd_mix(x, r.gradient(x, last), m)}

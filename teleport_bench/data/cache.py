@@ -58,7 +58,7 @@ def _write(path: Path, splits: Splits) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob("*.part"):
         with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > DEAD:
+            if abs(time.time() - left.stat().st_mtime) > DEAD:  # clocks are set back, too
                 left.unlink()
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
     try:

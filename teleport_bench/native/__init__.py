@@ -7,6 +7,7 @@ cost more than the arithmetic of a small network.
 """
 
 from teleport_bench.native.calls import Call, Rows
+from teleport_bench.native.combine import combine
 from teleport_bench.native.library import available, compiled, prepare
 from teleport_bench.native.network import NativeNetwork
 from teleport_bench.native.quadratic import NativeQuadratic
@@ -21,6 +22,7 @@ __all__ = [
     "Tape",
     "Watch",
     "available",
+    "combine",
     "compiled",
     "prepare",
 ]

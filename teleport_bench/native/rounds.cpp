@@ -45,6 +45,22 @@ int64_t scoring_space(const Network& net, int64_t features) {
     return Worker(net, false, nullptr).size + TOGETHER * features;
 }
 
+constexpr int64_t COLUMNS = 1024;  // of a sum at a time: in the first-level cache
+
+// sum <- c x, or sum + c x, the product rounded before it is added, as torch does it.
+#ifndef __clang__  // which fuses nothing across statements
+[[gnu::optimize("fp-contract=off")]]
+#endif
+void add_term(bool first, float c, const float* __restrict x, float* __restrict sum, int64_t n) {
+    if (first)
+        for (int64_t i = 0; i < n; ++i) sum[i] = c * x[i];
+    else
+        for (int64_t i = 0; i < n; ++i) {
+            const float product = c * x[i];
+            sum[i] = sum[i] + product;
+        }
+}
+
 }  // namespace
 
 extern "C" {
@@ -199,6 +215,42 @@ void teleport_quadratic(const Quadratic* a) {
                 }
             });
         });
+    });
+}
+
+// A term c x of a sum; c = factor lr^power, with power -1, 0 or 1 and lr of the row.
+struct Term {
+    const float* x;
+    int64_t x_stride;
+    float factor;
+    int32_t power;
+    float coefficient(float lr) const {
+        return !power ? factor : power > 0 ? factor * lr : lr == 0 ? 0 : factor / lr;
+    }
+};
+
+struct Sum {
+    int64_t rows, width, n_terms;
+    const Term* terms;
+    const float* lr;  // (rows)
+    float* out;
+    int64_t out_stride, threads;
+};
+
+void teleport_combine(const Sum* a) {
+    const int64_t runs = (a->width + COLUMNS - 1) / COLUMNS;
+    in_pieces(run, a->threads, a->rows * runs, [&](int64_t, int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) {
+            const int64_t row = i / runs, from = i % runs * COLUMNS;
+            const int64_t n = std::min(COLUMNS, a->width - from);
+            float sum[COLUMNS];
+            for (int64_t j = 0; j < a->n_terms; ++j) {
+                const Term& term = a->terms[j];
+                const float c = term.coefficient(a->lr[row]);
+                add_term(j == 0, c, term.x + row * term.x_stride + from, sum, n);
+            }
+            std::memcpy(a->out + row * a->out_stride + from, sum, n * sizeof(float));
+        }
     });
 }
 

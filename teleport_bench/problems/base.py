@@ -30,15 +30,20 @@ class Member(NamedTuple):
 class FleetProblem(ABC):
     """One problem for the stacked rows of a fleet, on one device."""
 
+    in_order: bool = True
+    """Whether a block of random choices depends on those before it, so that a run that goes on from
+    a checkpoint must draw them again."""
+
     @abstractmethod
     def initial(self, seed: int) -> Tensor:
         """(P,): the initial parameters of all nodes; depends on the seed alone."""
 
     @abstractmethod
     def draw(self, member: int, block: int, holders: NDArray[np.int64]) -> NDArray[Any]:
-        """(BLOCK, k, ...): the random choices of one member; blocks come in order, from 0.
+        """(BLOCK s, k, ...): the random choices of one member; blocks come in order, from 0.
 
-        holders: (BLOCK, k), who is active.
+        holders: (BLOCK s, k), who is active: each round comes s times, once for each of the local
+        steps of an algorithm (s = 1 for most). Step 0 draws from the same stream whatever s is.
         """
 
     @abstractmethod
@@ -83,6 +88,10 @@ class Problem(ABC):
     @abstractmethod
     def operations(self) -> int:
         """Floating-point operations of one stochastic gradient."""
+
+    def drawn(self) -> int:
+        """Numbers of four bytes that an active node draws in a round, about."""
+        return 0
 
     @abstractmethod
     def fleet(self, members: Sequence[Member], device: torch.device) -> FleetProblem:

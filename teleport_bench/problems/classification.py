@@ -25,7 +25,7 @@ from teleport_bench.native.network import NativeNetwork
 from teleport_bench.problems.augmentation import VIEWS, seen
 from teleport_bench.problems.base import FleetProblem, Member, Problem, worlds_of
 from teleport_bench.registry import DATA, MODELS, PARTITIONS, PROBLEMS, Choice
-from teleport_bench.seeds import generator
+from teleport_bench.seeds import by_step, generator
 
 CHUNK = 2**24
 """Floats in the input of one evaluation pass: bounds its memory."""
@@ -118,6 +118,9 @@ class Classification(Problem):
     def operations(self) -> int:
         return self.batch_size * self.network.operations(self.dataset.input_shape)
 
+    def drawn(self) -> int:
+        return self.batch_size * (1 if self.augment == "none" else 2)
+
     def fleet(self, members: Sequence[Member], device: torch.device) -> FleetClassification:
         return FleetClassification(self, members, device)
 
@@ -139,7 +142,8 @@ class FleetClassification(FleetProblem):
         self.shift = torch.from_numpy(-mean / std)[:, None, None].to(device)
         shards = {world: problem.shards(*world) for world in worlds_of(members)}
         self._native: NativeNetwork | None = None
-        sampler = Replacement if problem.batches == "replacement" else Shuffle
+        self.in_order = problem.batches == "shuffle"
+        sampler = Shuffle if self.in_order else Replacement
         self.samplers = [
             sampler(shards[m.seed, m.nodes], m.seed, problem.batch_size) for m in members
         ]
@@ -240,11 +244,18 @@ class Replacement:
         self.shards, self.seed, self.batch_size = shards, seed, batch_size
 
     def block(self, block: int, holders: NDArray[np.int64]) -> NDArray[np.integer]:
-        """(BLOCK, k) holders -> (BLOCK, k, batch) sample ids."""
+        """(BLOCK s, k) holders -> (BLOCK s, k, batch) sample ids, for s local steps a round."""
         n, shard_size = self.shards.shape
         k = holders.shape[1]
-        rng = generator(self.seed, "batches", nodes=n, active=k, block=block)
-        position = rng.integers(shard_size, size=(BLOCK, k, self.batch_size))
+        position: Shards = by_step(
+            lambda rng: rng.integers(shard_size, size=(BLOCK, k, self.batch_size)),
+            len(holders) // BLOCK,
+            self.seed,
+            "batches",
+            nodes=n,
+            active=k,
+            block=block,
+        )
         return self.shards[holders[:, :, None], position]
 
 
@@ -257,7 +268,7 @@ class Shuffle:
         self.epoch = np.zeros(len(shards), dtype=np.int64)
 
     def block(self, block: int, holders: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(BLOCK, k) holders -> (BLOCK, k, batch) sample ids; blocks must come in order."""
+        """(rounds, k) holders -> (rounds, k, batch) sample ids; blocks must come in order."""
         shard_size, batch = self.shards.shape[1], self.batch_size
         out = np.empty((*holders.shape, batch), dtype=np.int64)
         for t, active in enumerate(holders):

@@ -20,7 +20,7 @@ from teleport_bench.native.calls import Call, Rows
 from teleport_bench.native.quadratic import NativeQuadratic
 from teleport_bench.problems.base import FleetProblem, Member, Problem, worlds_of
 from teleport_bench.registry import PROBLEMS
-from teleport_bench.seeds import generator
+from teleport_bench.seeds import by_step, generator
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +89,9 @@ class Quadratic(Problem):
     def operations(self) -> int:
         return self.dim * (3 if self.family == "curvature" else 2 * self.dim + 2)
 
+    def drawn(self) -> int:
+        return self.dim
+
     def fleet(self, members: Sequence[Member], device: torch.device) -> FleetQuadratic:
         return FleetQuadratic(self, members, device)
 
@@ -115,6 +118,8 @@ class Quadratic(Problem):
 class FleetQuadratic(FleetProblem):
     """Quadratics on stacked rows; nodes are counted through all worlds."""
 
+    in_order = False
+
     def __init__(self, problem: Quadratic, members: Sequence[Member], device: torch.device) -> None:
         self.problem, self.members, self.device = problem, members, device
         worlds = [problem.world(*world) for world in worlds_of(members)]
@@ -136,9 +141,16 @@ class FleetQuadratic(FleetProblem):
 
     def draw(self, member: int, block: int, holders: NDArray[np.int64]) -> NDArray[np.float32]:
         m = self.members[member]
-        rng = generator(m.seed, "noise", nodes=m.nodes, active=m.active, block=block)
         shape = (BLOCK, holders.shape[1], self.problem.dim)
-        noise = rng.standard_normal(shape, dtype=np.float32)
+        noise = by_step(
+            lambda rng: rng.standard_normal(shape, dtype=np.float32),
+            len(holders) // BLOCK,
+            m.seed,
+            "noise",
+            nodes=m.nodes,
+            active=m.active,
+            block=block,
+        )
         return noise * np.float32(math.sqrt(self.problem.sigma2 / self.problem.dim))
 
     def gradient(self, x: Tensor, node: Tensor, data: Tensor) -> Tensor:

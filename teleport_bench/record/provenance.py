@@ -41,6 +41,8 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
     }
+    if torch.are_deterministic_algorithms_enabled():
+        facts["deterministic"] = True
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return {"id": digest[:12], **facts}
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from teleport_bench.errors import UserError
 from teleport_bench.record import Record, Store
-from teleport_bench.record.store import SUITE_FILE, refuse_link, write_atomically
+from teleport_bench.record.store import SUITE_FILE, refuse_link, write_atomically, writing
 from teleport_bench.report import claims
 from teleport_bench.report.frame import Frame, frame, unlike
 from teleport_bench.report.tables import Table, build_table, tuning_table
@@ -51,7 +51,7 @@ def build(suite: Suite, records: Mapping[str, Record]) -> tuple[list[Table], dic
 
     Where the suite was run at another scale than its own, every table and figure says so.
     """
-    from teleport_bench.report import figures, page, search, theory  # load matplotlib
+    from teleport_bench.report import figures, page, profile, search, theory  # load matplotlib
 
     data: Frame = frame(suite, records)
     tuned = tuning_table(data)
@@ -60,6 +60,10 @@ def build(suite: Suite, records: Mapping[str, Record]) -> tuple[list[Table], dic
         figures.Drawing(spec.name, spec.caption or spec.name, figures.draw(data, spec), spec)
         for spec in suite.spec.figure
     ]
+    for item in suite.spec.profile:
+        found_costs = profile.profile(data, item)
+        tables.append(profile.table(found_costs))
+        drawings.append(profile.drawing(data, found_costs))
     files: dict[str, bytes] = {}
     if suite.spec.theory:
         measured = theory.measured(data)
@@ -106,17 +110,13 @@ def of_drawings(drawings: Sequence[Drawing]) -> dict[str, bytes]:
 
 
 def write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write every file, each whole or not at all."""
-    for name, content in files.items():
-        path = folder / name
-        if path.parent != folder:
-            refuse_link(path.parent)
-        try:
+    """Write every file, each whole or not at all; UserError where that is not possible."""
+    with writing(folder):
+        for name, content in files.items():
+            path = folder / name
+            if path.parent != folder:
+                refuse_link(path.parent)
             write_atomically(path, content)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {path}: {error.strerror or error}; name another folder with --out"
-            ) from error
 
 
 def check(folder: Path, files: Mapping[str, bytes]) -> list[str]:

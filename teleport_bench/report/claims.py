@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from teleport_bench.errors import UserError
 from teleport_bench.locator import Locator
-from teleport_bench.metrics import METRICS, ROUNDS_TO_TARGET, setting
+from teleport_bench.metrics import METRICS, TO_TARGET, setting
 from teleport_bench.report.frame import Frame
 from teleport_bench.report.statistics import NO_STEP_SIZE, Comparison, Result, compare
 from teleport_bench.report.tables import Cell, Table
@@ -155,7 +155,7 @@ def _case(
 def _result(metric: str, run: Any) -> Result:
     if run["status"] in ("diverged", NO_STEP_SIZE):
         return Result(math.inf if METRICS[metric].better == "lower" else -math.inf, censored=True)
-    return Result(float(run[metric]), metric == ROUNDS_TO_TARGET and bool(run["censored"]))
+    return Result(float(run[metric]), metric in TO_TARGET and bool(run["censored"]))
 
 
 def _settings(settings: dict[str, Scalar | None]) -> list[str]:
@@ -237,7 +237,7 @@ def case_table(v: Verdict) -> Table:
         + (" on logarithms (a ratio)." if metric.log else ".")
         + " Seeds: better / equal / worse. p: exact two-sided sign test."
     ]
-    if v.claim.metric == ROUNDS_TO_TARGET:
+    if v.claim.metric in TO_TARGET:
         notes.append(
             "A run that ended before the target took more rounds than it had: where that happened "
             "on one side only the advantage is a bound, on both sides it has no interval."

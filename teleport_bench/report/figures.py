@@ -28,11 +28,11 @@ from matplotlib.ticker import (
 )
 from matplotlib.transforms import ScaledTranslation
 
-from teleport_bench.metrics import AXES, COST_AXES, METRICS, ROUNDS_TO_TARGET, setting
+from teleport_bench.metrics import AXES, COST_AXES, METRICS, TO_TARGET, setting
 from teleport_bench.report.frame import Frame, column
 from teleport_bench.report.statistics import summarise
 from teleport_bench.report.style import MARKERS, Style, style_of
-from teleport_bench.shown import FigureSpec, order, show
+from teleport_bench.shown import FigureSpec, Item, order, show
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Drawing:
     name: str
     caption: str
     forms: dict[str, bytes]
-    item: FigureSpec | None = None
+    item: Item | None = None
 
 
 def draw(frame: Frame, spec: FigureSpec) -> dict[str, bytes]:
@@ -142,7 +142,7 @@ def _panel(ax: Axes, frame: Frame, spec: FigureSpec, at: dict[Any, Any]) -> list
         _lines(ax, frame, spec, data, x, points)
     if metric.log and len(data) and (data[spec.y] > 0).all():
         ax.set_yscale("log")
-    if spec.y == ROUNDS_TO_TARGET and len(data):
+    if spec.y in TO_TARGET and len(data):
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
@@ -162,12 +162,12 @@ def _points(data: pd.DataFrame, x: str, spec: FigureSpec) -> list[dict[str, Any]
     """What is drawn: of each method and x the mean and the range over seeds, or a lower bound."""
     points = []
     for (label, at), mine in data.groupby(["label", x], sort=False):
-        censored = [c is True for c in mine["censored"]] if spec.y == ROUNDS_TO_TARGET else []
+        censored = [c is True for c in mine["censored"]] if spec.y in TO_TARGET else []
         values = mine[spec.y].tolist()
         s = summarise(values, ["finished"] * len(values), censored)
         low, high = (min(values), max(values)) if s.mean is not None else (None, None)
         point = {"method": label, spec.x: at, "mean": s.mean, "min": low, "max": high, "seeds": s.n}
-        if spec.y == ROUNDS_TO_TARGET:
+        if spec.y in TO_TARGET:
             point |= {"bound": s.bound, "censored": s.censored}
         points.append(point)
     return points
@@ -181,8 +181,8 @@ def _lines(
     x: str,
     points: Sequence[dict[str, Any]],
 ) -> None:
-    styles = _styles(frame)
-    if spec.y == ROUNDS_TO_TARGET:
+    styles = styles_of(frame)
+    if spec.y in TO_TARGET:
         shown = [label for label in styles if any(label == point["method"] for point in points)]
         for i, label in enumerate(shown):
             mine = [point for point in points if point["method"] == label]
@@ -306,7 +306,7 @@ def _unfinished(runs: pd.DataFrame, spec: FigureSpec) -> list[str]:
     return lines
 
 
-def _styles(frame: Frame) -> dict[str, Style]:
+def styles_of(frame: Frame) -> dict[str, Style]:
     """The look of each method shown; two of the suite that would look alike differ in markers."""
     styles: dict[str, Style] = {}
     for run in frame.suite.planned():
@@ -324,7 +324,7 @@ def _styles(frame: Frame) -> dict[str, Style]:
 
 def _legend(figure: Figure, frame: Frame, spec: FigureSpec) -> None:
     handles = []
-    for label, style in _styles(frame).items():
+    for label, style in styles_of(frame).items():
         line = Line2D([], [], color=style.colour, marker=style.marker, markersize=5, label=label)
         line.set_markeredgecolor("white")
         if style.dashes:
@@ -332,7 +332,7 @@ def _legend(figure: Figure, frame: Frame, spec: FigureSpec) -> None:
         handles.append(line)
     runs = frame.runs
     look: dict[str, Any] = {"color": "#666666", "linestyle": "none", "markersize": 5}
-    if spec.y == ROUNDS_TO_TARGET and "censored" in runs and (runs["censored"] == True).any():  # noqa: E712
+    if spec.y in TO_TARGET and "censored" in runs and (runs["censored"] == True).any():  # noqa: E712
         label = "open: not reached by all\nseeds, so it takes more"
         handles.append(Line2D([], [], marker="o", markerfacecolor="white", label=label, **look))
     if spec.curve and any(

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 
-from teleport_bench.metrics import COSTS, ROUND_TIME, ROUNDS_TO_TARGET, setting
+from teleport_bench.metrics import COSTS, ROUND_TIME, TO_TARGET, setting
 from teleport_bench.record import Record
 from teleport_bench.report.statistics import NO_STEP_SIZE
 from teleport_bench.shown import Item, Scalar, settings_of, show, value_of, varying
@@ -66,7 +67,8 @@ class Frame:
                     curves = curves.assign(**{column(key): curves["run"].map(values)})
         view = replace(self, runs=runs, curves=curves, reported=reported)
         network = {**self.suite.spec.network, **item.network}
-        return view._with_costs(network) if set(names) & set(COSTS) else view
+        asked = {TO_TARGET.get(name, name) for name in names}
+        return view._with_costs(network) if asked & set(COSTS) else view
 
     def _with_costs(self, network: dict[str, Any]) -> Frame:
         """Columns for simulated time and the bytes of the busiest node, at every evaluation."""
@@ -87,6 +89,14 @@ class Frame:
         curves = self.curves.join(pd.concat(by_run.values()))
         last = pd.DataFrame({i: costs.iloc[-1] for i, costs in by_run.items()}).T
         runs = self.runs.join(last[self.runs["status"].reindex(last.index) == "finished"])
+        for i, of_run in by_run.items():
+            spec = self.specs[cast("int", i)]
+            record = self.records[spec.id]
+            if spec.stop and record.status == "finished":
+                times = {"rounds": record.curves["rounds"], "time": of_run["time"].tolist()}
+                runs.loc[i, "time_to_target"] = _to_target(record.reached_at, times)[
+                    "time_to_target"
+                ]
         return replace(self, runs=runs, curves=curves)
 
     @functools.cached_property
@@ -136,6 +146,18 @@ def unlike(frame: Frame) -> list[str]:
     ]
 
 
+def _to_target(reached: int | None, curves: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """What the run had cost when it reached its target, or when it ended without: costs grow evenly
+    between evaluations."""
+    return {
+        name: curves[axis][-1]
+        if reached is None
+        else float(np.interp(reached, curves["rounds"], curves[axis]))
+        for name, axis in TO_TARGET.items()
+        if axis in curves
+    }
+
+
 def column(key: str) -> str:
     """The column of a setting: apart from the axes of curves, which also have `rounds`."""
     return key if key in ("nodes", "active", "lr", "seed") else f"run.{key}"
@@ -176,8 +198,7 @@ def frame(suite: Suite, records: Mapping[str, Record]) -> Frame:
                     row[ROUND_TIME] = 1e6 * sum(spent) / rounds
                 if specs[-1].stop:
                     row["censored"] = record.reached_at is None
-                    reached, most = record.reached_at, specs[-1].rounds
-                    row[ROUNDS_TO_TARGET] = most if reached is None else reached
+                    row |= _to_target(record.reached_at, record.curves)
         finals.append(row)
     return Frame(
         suite,

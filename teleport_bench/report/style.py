@@ -13,7 +13,22 @@ from teleport_bench.registry import ALGORITHMS
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 
-COLOURS = {"dsgd": VERMILION, "teleportation": BLUE}
+# And four of Tol's muted ones, for what Okabe and Ito have no more.
+WINE, INDIGO, OLIVE, GREY = "#882255", "#332288", "#999933", "#777777"
+
+COLOURS = {
+    "dsgd": VERMILION,
+    "teleportation": BLUE,
+    "allreduce": BLACK,
+    "d2": PURPLE,
+    "decentlam": OLIVE,
+    "epidemic": GREY,
+    "exact_diffusion": WINE,
+    "fedavg": ORANGE,
+    "gradient_tracking": GREEN,
+    "local_sgd": SKY,
+    "qg_dsgdm": INDIGO,
+}
 OTHERS = (GREEN, PURPLE, ORANGE, SKY, BLACK)
 
 # Shades of TELEPORTATION and its kin by k: 1, 2, 4, .. from light to dark.

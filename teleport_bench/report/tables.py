@@ -12,10 +12,10 @@ from types import MappingProxyType
 
 from tabulate import tabulate
 
-from teleport_bench.metrics import METRICS, ROUNDS_TO_TARGET, setting
+from teleport_bench.metrics import METRICS, TO_TARGET, setting
 from teleport_bench.report.frame import Frame, column, unlike
 from teleport_bench.report.statistics import Summary, summarise
-from teleport_bench.shown import TableSpec, order, settings_of, show, varying
+from teleport_bench.shown import Scalar, TableSpec, order, settings_of, show, varying
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Stat:
         also the lower bound of the mean, and the number of censored runs."""
         s = self.summary
         numbers = {"mean": s.mean, "std": s.std, "finished": s.n - sum(c for _, c in s.states)}
-        if self.metric == ROUNDS_TO_TARGET:
+        if self.metric in TO_TARGET:
             numbers |= {"bound": s.bound, "censored": s.censored}
         return numbers
 
@@ -182,7 +182,7 @@ def _stat(frame: Frame, chosen: object, metric: str) -> Stat:
     rows = frame.runs[chosen]
     values = rows[metric].tolist() if metric in rows else [float("nan")] * len(rows)
     censored: list[bool] = []
-    if metric == ROUNDS_TO_TARGET and metric in rows:
+    if metric in TO_TARGET and metric in rows:
         censored = [c is True for c in rows["censored"]]
     return Stat(summarise(values, rows["status"].tolist(), censored), metric)
 
@@ -218,7 +218,8 @@ def _details(frame: Frame, spec: TableSpec) -> Columns:
     runs = frame.runs
     rows: list[list[Cell]] = []
     settings = [frame.settings[i] for i in runs.index]
-    own = [k for k in varying(runs["label"].tolist(), settings) if k != "nodes"] if settings else []
+    differ = varying(runs["label"].tolist(), settings) if settings else []
+    own = Own([key for key in differ if key != "nodes"], settings)
     keys_of_rows = (
         runs[["cell", "lr"]].drop_duplicates().itertuples(index=False) if len(runs) else []
     )
@@ -234,16 +235,52 @@ def _details(frame: Frame, spec: TableSpec) -> Columns:
             [
                 first["label"],
                 int(first["nodes"]),
-                *(show(frame.settings[mine.index[0]].get(key)) for key in own),
+                *own.cells(frame.settings[mine.index[0]]),
                 "none" if lr != lr else f"{lr:g}",
                 *(_stat(frame, chosen, m) for m in spec.values),
                 *cost,
             ]
         )
     metrics = [METRICS[m].label for m in spec.values]
-    heads = ["method", "n", *(setting(k).short for k in own), "step size", *metrics]
-    keys = ["method", "nodes", *own, "lr", *spec.values]
+    heads = ["method", "n", *own.heads, "step size", *metrics]
+    keys = ["method", "nodes", *own.columns, "lr", *spec.values]
     return [*heads, "gradients", "MB sent a node"], [*keys, "gradients", "megabytes_per_node"], rows
+
+
+MOST_COLUMNS = 4
+"""Settings that get a column each; more of them share one."""
+
+Settings = Mapping[str, Scalar]
+
+
+@dataclass(frozen=True)
+class Own:
+    """The columns of settings that tell the cells of a method apart."""
+
+    keys: list[str]
+    every: Sequence[Settings]
+    """The settings of all rows."""
+
+    @property
+    def apart(self) -> bool:
+        return len(self.keys) <= MOST_COLUMNS
+
+    @property
+    def heads(self) -> list[str]:
+        return [setting(key).short for key in self.keys] if self.apart else ["settings"]
+
+    @property
+    def columns(self) -> list[str]:
+        return self.keys if self.apart else ["settings"]
+
+    def cells(self, mine: Settings) -> list[Cell]:
+        if self.apart:
+            return [show(mine.get(key)) for key in self.keys]
+        # what differs from the same problem's other rows, behind the problem's name
+        alike = [s for s in self.every if s.get("problem.name") == mine.get("problem.name")]
+        differ = [k for k in self.keys if any(s.get(k) != mine.get(k) for s in alike)]
+        texts = [f"{setting(key).short} = {show(mine.get(key))}" for key in differ]
+        return [", ".join([str(mine.get("problem.name")), *texts])]
 
 
 def tuning_table(frame: Frame) -> Table | None:
@@ -254,10 +291,11 @@ def tuning_table(frame: Frame) -> Table | None:
     form = METRICS[tune.metric].format
     rows: list[list[Cell]] = []
     edges = 0
+    own = Own(frame.own, frame.settings)
     for cell, label, spec in frame.suite.cells():
         choice = frame.choices.get(cell)
         settings = settings_of(spec)
-        head: list[Cell] = [label, spec.nodes, *(show(settings.get(key)) for key in frame.own)]
+        head: list[Cell] = [label, spec.nodes, *own.cells(settings)]
         if choice is None:
             rows.append([*head, *["missing"] * len(tune.lr), ""])
             continue
@@ -277,8 +315,8 @@ def tuning_table(frame: Frame) -> Table | None:
     return Table(
         "step-sizes",
         "Step sizes, tuned on the same grid with the same budget for every method",
-        ["method", "n", *(setting(key).short for key in frame.own), *grid, "chosen"],
-        ["method", "nodes", *frame.own, *(f"lr{g}" for g in grid), "chosen"],
+        ["method", "n", *own.heads, *grid, "chosen"],
+        ["method", "nodes", *own.columns, *(f"lr{g}" for g in grid), "chosen"],
         rows,
         notes,
     )

@@ -1,0 +1,58 @@
+"""Linear combinations of rows for the library."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from teleport_bench.native.calls import POINTER, WORD, Call, structure
+from teleport_bench.native.library import library
+from teleport_kernels.cpu import PARALLEL
+
+_TermStruct = structure(
+    "Term",
+    x=POINTER,
+    x_stride=WORD,
+    factor=ctypes.c_float,
+    power=ctypes.c_int32,
+)
+_SumStruct = structure(
+    "Sum",
+    **dict.fromkeys(("rows", "width", "n_terms"), WORD),
+    **dict.fromkeys(("terms", "lr", "out"), POINTER),
+    out_stride=WORD,
+    threads=WORD,
+)
+
+
+def combine(terms: Sequence[tuple[float, int, Tensor]], lr: Tensor, out: Tensor) -> Call:
+    """out <- sum_j factor_j lr^power_j x_j, in order; lr^-1 is 0 for lr = 0.
+
+    terms: (factor, power, x), power -1, 0 or 1, x: (rows, P); lr: (rows,); out: (rows, P), apart.
+    """
+    for _, _, x in terms:
+        if x.shape != out.shape or x.dtype != torch.float32 or x.stride(1) != 1:
+            raise ValueError(
+                f"a term must be float32 rows of shape {tuple(out.shape)}, "
+                f"got {x.dtype} of shape {tuple(x.shape)}"
+            )
+    table = (_TermStruct * len(terms))(
+        *(_TermStruct(x.data_ptr(), x.stride(0), factor, power) for factor, power, x in terms)
+    )
+    loaded = library()
+    assert loaded is not None
+    rows, width = out.shape
+    arguments = _SumStruct(
+        rows,
+        width,
+        len(terms),
+        ctypes.addressof(table),
+        lr.data_ptr(),
+        out.data_ptr(),
+        out.stride(0),
+        torch.get_num_threads() if out.numel() >= PARALLEL else 1,
+    )
+    return Call(loaded.teleport_combine, arguments, "mix", (table, terms, lr, out))

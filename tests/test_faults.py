@@ -1,0 +1,466 @@
+"""What happens to long sweeps on shared machines, done to short ones: afterwards the same command
+gives what an undisturbed one does.
+
+The test with many kills is slow: `pytest -m slow -s tests/test_faults.py`; it prints its table.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from teleport_bench import UserError, checkpoint, native
+from teleport_bench.cli import main
+from teleport_bench.data import cache
+from teleport_bench.data.dataset import Split
+from teleport_bench.record import Record, Store, store
+from teleport_bench.record.store import UNSAVED_FILE
+from teleport_bench.suite import Suite
+from teleport_kernels import compiler
+
+# processes that are forked with everything imported: a kill at a random moment hits the sweep
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    ["teleport_bench.executor", "teleport_bench.progress", "teleport_bench.report.figures"]
+)
+
+
+def command(
+    arguments: list[str], log: Path, before: Callable[..., None] | None, *given: object
+) -> None:
+    """The command line in a process of its own. before: called with what is given."""
+    import torch
+
+    torch.set_num_threads(1)
+    with log.open("w", buffering=1) as file:
+        sys.stdout = sys.stderr = file
+        if before:
+            before(*given)
+        code = main(arguments)
+    os._exit(code)
+
+
+class Sweep:
+    """One command, run in processes that may not live long."""
+
+    def __init__(self, folder: Path, suite: Path, *options: str) -> None:
+        self.out, self.suite, self.options = folder / "out", suite, options
+        self.folder = self.out / Suite.load(str(suite)).name
+        self.log = folder / "log"
+
+    def start(self, before: Callable[..., None] | None = None, *given: object) -> BaseProcess:
+        arguments = ["run", str(self.suite), "--out", str(self.out), "--device", "cpu"]
+        process = PROCESSES.Process(
+            target=command, args=([*arguments, *self.options], self.log, before, *given)
+        )
+        process.start()
+        return process
+
+    def run(self, before: Callable[..., None] | None = None, *given: object) -> int | None:
+        process = self.start(before, *given)
+        process.join()
+        return process.exitcode
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    @property
+    def records(self) -> list[Path]:
+        return sorted((self.folder / "runs").glob("*.json"))
+
+    def results(self) -> dict[str, object]:
+        """What settings decide, of every run and every table."""
+        found: dict[str, object] = {}
+        for path in (self.folder / "runs").iterdir():
+            found[path.name] = Record.model_validate_json(path.read_bytes()).result()
+        for path in (self.folder / "tables").iterdir():
+            found[path.name] = path.read_bytes()
+        return found
+
+    def files(self) -> set[str]:
+        return {str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory, texts: dict[str, str]) -> Path:
+    path = tmp_path_factory.mktemp("suite") / "swept.toml"
+    path.write_text(texts["tuned"].replace("rounds = 8", "rounds = 200"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, suite: Path) -> Sweep:
+    """Run once, by a process that nothing happens to."""
+    sweep = Sweep(tmp_path_factory.mktemp("undisturbed"), suite, "--compile", "off")
+    assert sweep.run() == 0, sweep.said
+    return sweep
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, suite: Path, undisturbed: Sweep) -> Iterator[Sweep]:
+    """A sweep to disturb; the same command finishes it, to the same results and the same files."""
+    sweep = Sweep(tmp_path, suite, "--compile", "off")
+    yield sweep
+    assert sweep.run() == 0, sweep.said
+    assert sweep.results() == undisturbed.results()
+    assert sweep.files() == undisturbed.files()
+
+
+def wait_for(sweep: Sweep, records: int) -> None:
+    """Until so many records are there."""
+    deadline = time.monotonic() + 60
+    while len(sweep.records) < records:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("records", [1, 25])
+def test_a_killed_sweep_goes_on(sweep: Sweep, records: int) -> None:
+    process = sweep.start()
+    wait_for(sweep, records)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_a_sweep_killed_at_random_moments_goes_on(sweep: Sweep) -> None:
+    for seed in range(4):
+        process = sweep.start()
+        process.join(random.Random(seed).uniform(0.1, 1.5))
+        process.kill()
+        process.join()
+
+
+def before_record(number: int, happens: Callable[[], None]) -> None:
+    """Something happens whenever a process has written so many records less one."""
+    write, written = store.write_atomically, itertools.count(1)
+
+    def write_or_not(path: Path, content: bytes) -> None:
+        if path.parent.name == "runs" and next(written) == number:
+            happens()
+        write(path, content)
+
+    store.write_atomically = write_or_not
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fill() -> None:
+    """The disk is full for whatever comes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1200, 1200))
+
+
+def protect() -> None:
+    """As where the kernel makes a file system read-only that has errors."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    tempfile.mkstemp = refuse
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_a_fleet_s_records_appear_together(sweep: Sweep, number: int) -> None:
+    assert sweep.run(before_record, number, die) == -signal.SIGKILL
+    assert len(sweep.records) == number - 1
+    with Store(sweep.folder) as opened:
+        opened.prepare()
+    fleet = Record.model_validate_json(sweep.records[0].read_bytes()).made.fleet["runs"]
+    assert len(sweep.records) == fleet
+    assert not (sweep.folder / UNSAVED_FILE).exists()
+
+
+@pytest.mark.parametrize("content", [b"\xff\n", b'{"schema_version": 1'])
+def test_what_is_no_record_among_the_unsaved_is_dropped(sweep: Sweep, content: bytes) -> None:
+    sweep.folder.mkdir(parents=True)
+    (sweep.folder / UNSAVED_FILE).write_bytes(content)
+
+
+def test_ctrl_c_says_what_is_there_and_what_is_left(sweep: Sweep) -> None:
+    process = sweep.start()
+    wait_for(sweep, 13)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    there = len(sweep.records)
+    assert process.exitcode == 130
+    expected = f"{there} of 48 runs are kept in {sweep.folder / 'runs'}, {48 - there} are left"
+    assert expected in sweep.said
+    assert "Traceback" not in sweep.said
+    assert not list(sweep.folder.rglob(".*.part"))
+
+
+@pytest.mark.parametrize(
+    ("number", "happens", "words"),
+    [(1, fill, ["File too large", "make room"]), (9, protect, ["Read-only", "--out"])],
+)
+def test_what_cannot_be_written_ends_a_sweep_with_a_remedy(
+    sweep: Sweep, number: int, happens: Callable[[], None], words: list[str]
+) -> None:
+    assert sweep.run(before_record, number, happens) == 2
+    last = sweep.said.splitlines()[-1]
+    assert last.startswith(f"teleport-bench: cannot write results to {sweep.folder}: ")
+    assert all(word in last for word in words)
+    assert "Traceback" not in sweep.said
+    assert len(sweep.records) == number - 1
+    assert not list(sweep.folder.rglob(".*.part"))
+
+
+FILE_SYSTEM = """
+import json, shutil, subprocess, sys
+from pathlib import Path
+from teleport_bench.cli import main
+
+suite, out, kept = sys.argv[1:]
+def mount(*options):
+    subprocess.run(["mount", *options, "tmpfs", out], check=True)
+def run():
+    return main(["run", suite, "--out", out, "--device", "cpu", "--compile", "off"])
+
+mount("-t", "tmpfs", "-o", "size=SIZEk")
+codes = [run()]
+mount("-o", "remount,ro")
+codes.append(run())
+mount("-o", "remount,rw,size=16m")
+shutil.copytree(out, kept)
+print(json.dumps(codes))
+"""
+MOUNT = (
+    shutil.which("unshare")
+    and not subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode
+)
+
+
+@pytest.mark.skipif(not MOUNT, reason="a file system of one's own may not be mounted here")
+@pytest.mark.parametrize("size", [200])
+def test_a_file_system_that_is_full_and_one_that_is_read_only(
+    sweep: Sweep, tmp_path: Path, size: int
+) -> None:
+    (tmp_path / "mounted").mkdir()
+    program = FILE_SYSTEM.replace("SIZE", str(size))
+    places = [str(sweep.suite), str(tmp_path / "mounted"), str(sweep.out)]
+    done = subprocess.run(
+        ["unshare", "-rm", sys.executable, "-c", program, *places],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == [2, 2]
+    full, read_only = (x for x in done.stderr.splitlines() if x.startswith("teleport-bench"))
+    assert "No space left on device; make room" in full
+    assert "Read-only file system; name another folder with --out" in read_only
+    assert not list(sweep.folder.rglob(".*.part"))
+
+
+def test_records_that_are_cut_or_garbage_are_made_again(sweep: Sweep, undisturbed: Sweep) -> None:
+    shutil.copytree(undisturbed.out, sweep.out)
+    rng = random.Random(0)
+    for path in sweep.records:
+        content = path.read_bytes()
+        cut = rng.randrange(len(content) - 1)
+        garbage = rng.randbytes(rng.randrange(100))
+        path.write_bytes(content[:cut] + rng.choice([b"", garbage, garbage + content[cut:]]))
+    with Store(sweep.folder) as opened:
+        for run in Suite.load(str(sweep.suite)).tuning:
+            assert opened.load(run.spec) is None
+
+
+def test_two_processes_on_one_folder_are_one_and_a_message(sweep: Sweep) -> None:
+    first = sweep.start()
+    wait_for(sweep, 1)
+    second = Sweep(sweep.out.parent, sweep.suite, *sweep.options)
+    second.log = sweep.log.with_name("second")
+    assert second.run() == 2
+    assert f"another process is running into {sweep.folder}: wait" in second.said
+    first.join()
+    assert first.exitcode == 0
+    assert "48 runs, 48 of them now" in sweep.said
+
+
+def test_of_many_processes_that_start_at_once_one_runs(sweep: Sweep) -> None:
+    processes = [sweep.start() for _ in range(4)]
+    for process in processes:
+        process.join()
+    assert sorted(p.exitcode or 0 for p in processes) in ([0, 2, 2, 2], [0, 0, 2, 2])
+
+
+def test_a_folder_is_free_again_however_its_process_ended(sweep: Sweep) -> None:
+    process = sweep.start()
+    wait_for(sweep, 1)
+    process.kill()
+    process.join()
+    with Store(sweep.folder) as opened:
+        opened.prepare()
+        with Store(sweep.folder) as another, pytest.raises(UserError, match="another process"):
+            another.prepare()
+    with Store(sweep.folder) as another:
+        another.prepare()
+
+
+def set_clock_back() -> None:
+    """Each look at the clock is a day before the last."""
+    now, looks = time.time(), itertools.count()
+
+    def earlier() -> float:
+        return now - 86400 * next(looks)
+
+    class Earlier(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Earlier:
+            return cls.fromtimestamp(earlier(), tz)
+
+    time.time = earlier
+    datetime.datetime = Earlier  # type: ignore[misc]
+
+
+def test_a_clock_that_is_set_back_changes_nothing(sweep: Sweep) -> None:
+    assert sweep.run(set_clock_back) == 0, sweep.said
+    made = [Record.model_validate_json(path.read_bytes()).made for path in sweep.records]
+    assert len({each.date for each in made}) == len({each.date[:10] for each in made}) > 1
+    assert all(each.seconds > 0 for each in made)
+
+
+def die_at_checkpoint(number: int) -> None:
+    """Take a checkpoint after every block, and be killed after so many of them."""
+    save, saved = checkpoint.Checkpoint.save, itertools.count(1)
+
+    def save_and_die(self: checkpoint.Checkpoint, state: dict[str, object]) -> None:
+        save(self, state)
+        if next(saved) == number:
+            die()
+
+    checkpoint.EVERY = 0
+    checkpoint.Checkpoint.save = save_and_die  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_a_fleet_goes_on_from_its_checkpoint(sweep: Sweep, number: int) -> None:
+    assert sweep.run(die_at_checkpoint, number) == -signal.SIGKILL
+    (path,) = (sweep.folder / "checkpoints").iterdir()
+    assert sweep.run(die_at_checkpoint, 1) == -signal.SIGKILL
+    assert [path] == list((sweep.folder / "checkpoints").iterdir())  # of the same fleet
+
+
+def test_a_checkpoint_of_a_sweep_that_nobody_finished_is_removed(sweep: Sweep) -> None:
+    (sweep.folder / "checkpoints").mkdir(parents=True)
+    (sweep.folder / "checkpoints" / "left.pt").write_bytes(b"of other settings")
+
+
+# caches
+
+
+@pytest.fixture
+def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "answer.cpp"
+    path.write_text('extern "C" int answer() { return 42; }\n')
+    return path
+
+
+def gone() -> None:
+    shutil.rmtree(cache.folder().parents[1])
+
+
+needs_compiler = pytest.mark.skipif(not native.available(), reason="no C++ compiler")
+
+
+@needs_compiler
+def test_a_library_whose_cache_is_removed_is_compiled_again(caches: Path, source: Path) -> None:
+    assert compiler.load(source).answer() == 42
+    assert caches.exists()
+    gone()
+    assert compiler.load(source).answer() == 42
+    assert compiler.is_there(source)
+
+
+@needs_compiler
+def test_a_cache_that_is_removed_while_a_library_is_compiled(
+    caches: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, calls = subprocess.run, []
+
+    def run_without_cache(call: list[str], **options: object) -> object:
+        if "-o" in call:
+            calls.append(call)
+            if len(calls) == 1:
+                gone()
+        return run(call, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(subprocess, "run", run_without_cache)
+    assert compiler.load(source).answer() == 42
+    assert len(calls) == 2
+    assert [path.suffix for path in (caches / "teleport-kernels").iterdir()] == [".so"]
+
+
+@needs_compiler
+@pytest.mark.parametrize("left", [0, 4000])
+def test_a_library_that_is_not_whole_is_compiled_again(
+    caches: Path, source: Path, left: int
+) -> None:
+    compiler.load(source)
+    (path,) = (caches / "teleport-kernels").iterdir()
+    code = path.read_bytes()
+    path.unlink()  # this process has it loaded
+    path.write_bytes(code[:left])
+    assert compiler.load(source).answer() == 42
+    assert path.stat().st_size == len(code)
+
+
+@needs_compiler
+@pytest.mark.parametrize("age", [2, -2])
+def test_what_a_killed_compiler_left_is_removed(caches: Path, source: Path, age: int) -> None:
+    for name, hours in (("build-old", age), ("build-now", 0)):
+        build = caches / "teleport-kernels" / name
+        build.mkdir(parents=True)
+        (build / "half.so").write_bytes(b"x")
+        os.utime(build, times=(time.time() - 3600 * hours,) * 2)
+    compiler.load(source)
+    assert {path.name.partition("-")[0] for path in build.parent.iterdir()} == {"build", "answer"}
+    assert not (build.parent / "build-old").exists()
+
+
+def splits(seed: int) -> cache.Splits:
+    rng = np.random.default_rng(seed)
+    images = rng.integers(256, size=(6, 1, 2, 2), dtype=np.uint8)
+    return Split(images, np.arange(6)), Split(images[:2], np.arange(2))
+
+
+def test_a_data_cache_that_is_removed_is_filled_again(caches: Path) -> None:
+    def decode() -> cache.Splits:
+        if caches.exists():
+            gone()
+        return splits(0)
+
+    for _ in range(3):
+        found = cache.cached("key", decode)
+        assert all(
+            np.array_equal(a.images, b.images) for a, b in zip(found, splits(0), strict=True)
+        )
+        assert [path.name for path in cache.folder().iterdir()] == ["key"]
+        (cache.folder() / "key").write_bytes(b"cut")
