@@ -46,6 +46,8 @@ class Checkpoint:
 
     def load(self) -> dict[str, Any] | None:
         """What was saved last; None where nothing was, or nothing that can be gone on from."""
+        if self._path.is_symlink() or not self._path.is_file():
+            return None
         try:
             content = self._path.read_bytes()
             if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:

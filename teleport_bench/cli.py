@@ -130,10 +130,16 @@ def _parser() -> argparse.ArgumentParser:
     theory.add_argument("--nodes", metavar="N,..", type=_listed, help="numbers of nodes n")
     theory.add_argument("--rounds", metavar="T,..", type=_listed, help="numbers of rounds T")
     theory.add_argument("--topology", dest="topologies", metavar="NAME", nargs="+")
-    theory.add_argument("--sigma2", metavar="X", help="variance of a stochastic gradient")
-    theory.add_argument("--zeta2", metavar="X", help="heterogeneity of the nodes' gradients")
-    theory.add_argument("--L", metavar="X", help="smoothness of each node's objective")
-    theory.add_argument("--r0", metavar="X", help="f(x0) - min f")
+    theory.add_argument(
+        "--sigma2", metavar="X", type=_number, help="variance of a stochastic gradient"
+    )
+    theory.add_argument(
+        "--zeta2", metavar="X", type=_number, help="heterogeneity of the nodes' gradients"
+    )
+    theory.add_argument(
+        "--L", metavar="X", type=_number, help="smoothness of each node's objective"
+    )
+    theory.add_argument("--r0", metavar="X", type=_number, help="f(x0) - min f")
     theory.set_defaults(command=_theory)
 
     kernels = commands.add_parser(
@@ -185,8 +191,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _listed(text: str) -> list[str]:
-    return text.split(",")
+def _number(text: str) -> int | float | str:
+    """The number that a text is; the text itself, for an error message, where it is none."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def _listed(text: str) -> list[int | float | str]:
+    return [_number(part) for part in text.split(",")]
 
 
 def _load(paths: Sequence[str]) -> None:
@@ -231,6 +245,11 @@ def _each(options: argparse.Namespace, do: Callable[[Suite], int]) -> int:
     from teleport_bench.suite import Suite, suite_name
 
     if options.data:
+        if not Path(options.data).is_dir():
+            raise UserError(
+                f"--data names the folder that holds image data sets, got {options.data!r}, which "
+                "is none: name another, or leave it out"
+            )
         os.environ[DATA_VARIABLE] = options.data
     chosen = _scaled(options)
     code = OK
@@ -338,7 +357,7 @@ def _profiled(path: Path | None) -> Iterator[None]:
         yield
         return
     try:  # before hours are spent
-        path.touch()
+        path.open("ab").close()
     except OSError as error:
         raise UserError(
             f"cannot write the trace to {path}: {error.strerror or error}; name another file"
@@ -439,6 +458,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     import importlib
     import tempfile
 
+    from teleport_bench.executor import pick_device
     from teleport_bench.report.build import write
 
     report = importlib.import_module(f"teleport_bench.report.{options.name}")
@@ -446,6 +466,7 @@ def _benchmark(options: argparse.Namespace) -> int:
         paths = options.json or [Path(folder) / "benchmark.json"]
         code = OK
         if not options.json:
+            pick_device(options.device)  # says what is wrong with it
             code = _measure(report.SOURCE, paths[0], options.device, options.scale)
         if code != OK and not paths[0].exists():
             return SOME_FAILED

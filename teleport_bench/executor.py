@@ -71,7 +71,7 @@ def pick_engine(mode: str, specs: Sequence[RunSpec], device: torch.device) -> bo
     for "on" where there is no compiler; "auto" warns and runs in torch.
     """
     if mode not in COMPILE:
-        raise UserError(f"unknown compile mode '{mode}'{nearest(mode, COMPILE)}")
+        raise UserError(f"unknown compile mode '{mode}'{nearest(str(mode), COMPILE)}")
     if mode == "off" or device.type == "cuda":
         return mode != "off"
     if mode == "auto" and not native.compiled() and _seconds_in_torch(specs) < COMPILING:
@@ -110,6 +110,8 @@ def run_fleet(
     problem that cannot be posed.
     A run that fails or diverges is a record that says so.
     """
+    if isinstance(specs, RunSpec) or not all(isinstance(spec, RunSpec) for spec in specs):
+        raise UserError(f"expected a list of RunSpecs, as in run_fleet([spec]), got {specs!r:.200}")
     for spec in specs:
         spec.check()
     on = pick_device(device)

@@ -31,7 +31,7 @@ class Locator:
             if problem["type"] == "missing":
                 message = "is missing"
             elif problem["type"] not in ("invalid", "value_error"):
-                message = f"{message[0].lower()}{message[1:]}, got {problem['input']!r}"
+                message = f"{message[0].lower()}{message[1:]}, got {brief(problem['input'])}"
             dotted = ".".join(map(str, loc)) or "suite"
             lines.append(self.best(places(loc), f"{dotted}: {message}"))
         return "\n".join(dict.fromkeys(lines))
@@ -82,6 +82,15 @@ class Locator:
                 # keys of an inline table stand on the same line
                 for inner in re.finditer(r"[{,]\s*([\w.\"-]+)\s*=", match[2]):
                     yield (*key, *_split(inner[1])), number
+
+
+def brief(value: object) -> str:
+    """A value as it is shown in a message: the start of it, where it is long."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}.."
+
+
+MOST_SHOWN = 120
 
 
 def _split(dotted: str) -> list[str]:

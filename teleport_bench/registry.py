@@ -19,7 +19,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     ValidationError,
+    ValidatorFunctionWrapHandler,
     create_model,
+    field_validator,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -32,7 +34,8 @@ Choice = dict[str, Any]
 
 
 class StrictModel(BaseModel):
-    """A model that refuses unknown keys, naming the nearest known one, and infinite numbers."""
+    """A model that refuses unknown keys, naming the nearest known one, infinite numbers, and texts
+    and truth values in the place of numbers: pydantic would read "0.1" and true as numbers."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
@@ -49,6 +52,26 @@ class StrictModel(BaseModel):
                     *((key, f"unknown key '{key}'{nearest(key, known)}") for key in unknown)
                 )
         return data
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _refuse_another_kind(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        valid = validate(value)
+        both = isinstance(value, list) and isinstance(valid, list | tuple)
+        pairs = zip(value, valid, strict=False) if both else ((value, valid),)
+        for given, taken in pairs:
+            if (was := _kind(given)) and (became := _kind(taken)) and was != became:
+                raise UserError(f"expected {became}, got {given!r}")
+        return valid
+
+
+def _kind(value: Any) -> str | None:
+    """What a scalar is, in words; None for anything else."""
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    return "a text" if isinstance(value, str) else None
 
 
 def error_at(*places: tuple[str, str]) -> ValidationError:

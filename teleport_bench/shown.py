@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from teleport_bench.errors import UserError, nearest
-from teleport_bench.locator import Loc, Locator
+from teleport_bench.locator import Loc, Locator, brief
 from teleport_bench.metrics import AXES, COSTS, METRICS, NOT_EVALUATED, ROUND_TIME, TO_TARGET
 from teleport_bench.registry import StrictModel
 from teleport_bench.spec import RunSpec
 from teleport_bench.topologies import topology
 
 Scalar = str | bool | int | float
+T = TypeVar("T")
 
 
 def _known_metric(name: str) -> str:
@@ -26,13 +27,30 @@ def _known_metric(name: str) -> str:
 
 
 def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
+    if max(map(abs, limits)) > 1e100:
+        raise UserError(f"expected limits of at most 1e100, got {list(limits)}")
     if limits[0] >= limits[1]:
         raise UserError(f"expected the lower limit before the upper, got {list(limits)}")
     return limits
 
 
+def distinct(values: list[T]) -> list[T]:
+    if len(set(values)) < len(values):
+        raise UserError(f"expected each value once, got {values}")
+    return values
+
+
+def _scalars(value: Any) -> Any:
+    for one in value if isinstance(value, list) else [value]:
+        if not isinstance(one, Scalar):
+            raise UserError(
+                f"expected a text, a number, true or false, or a list of them, got {brief(one)}"
+            )
+    return value
+
+
 MetricName = Annotated[str, AfterValidator(_known_metric)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=64)]
 
 
 class Item(StrictModel):
@@ -44,7 +62,7 @@ class Item(StrictModel):
     """
 
     name: Name
-    where: dict[str, Scalar | list[Scalar]] = {}
+    where: dict[str, Annotated[Scalar | list[Scalar], BeforeValidator(_scalars)]] = {}
     network: dict[str, Any] = {}
     paper: str | None = None
     derived: str | None = None
@@ -87,7 +105,7 @@ class TableSpec(_Drawn):
     pivot: any setting of the runs by its dotted key, as in "problem.partition.alpha".
     """
 
-    values: list[MetricName] = Field(min_length=1)
+    values: Annotated[list[MetricName], AfterValidator(distinct)] = Field(min_length=1)
     pivot: str | None = None
 
 
@@ -214,6 +232,14 @@ def varying(labels: Sequence[str], settings: Sequence[Mapping[str, Scalar]]) -> 
     return [k for k in names if k in differ and k not in OWN]
 
 
+TABLES = (
+    *("step-sizes", "claims", "search"),
+    *("rates", "exponents", "spectral-gaps", "best-k", "best-k-measured"),
+)
+FIGURES = ("search", "best-k")
+"""Names that a report gives to what it has of its own."""
+
+
 @dataclass
 class Check:
     """Refuses, at load, items that the runs of a suite cannot fill.
@@ -235,7 +261,7 @@ class Check:
             shown = self._shown(item, place)
             self._metrics(item.values, shown, (*place, "values"))
             self._costs(item, item.values, place)
-            self._name(items, i, "table", ("step-sizes", "claims"))
+            self._name(items, i, "table", TABLES)
             if item.pivot:
                 self._key(item.pivot, shown, (*place, "pivot"))
                 self._average(f"table '{item.name}'", [item.pivot], shown, place)
@@ -257,7 +283,14 @@ class Check:
                     "x, such as nodes, active, lr or seed"
                 )
                 raise UserError(self.where.at((*place, "y"), message))
-            self._name(items, i, "figure")
+            if len(set(item.keys)) < len(item.keys):
+                message = f"x, columns and rows are to be distinct, got {', '.join(item.keys)}"
+                raise UserError(self.where.at(place, f"{message}: leave one out"))
+            if item.ylim and METRICS[item.y].log and item.ylim[0] < 1e-100:
+                message = f"{item.y} is drawn on a logarithmic axis, so ylim is to be of numbers "
+                message += f"of 1e-100 or more, got {list(item.ylim)}"
+                raise UserError(self.where.at((*place, "ylim"), message))
+            self._name(items, i, "figure", FIGURES)
             self._average(f"figure '{item.name}'", item.keys, shown, place)
 
     def claims(self, items: Sequence[ClaimSpec]) -> None:
@@ -277,6 +310,9 @@ class Check:
             )
             for name in ("by", "match"):
                 for key in getattr(item, name) or []:
+                    if key == "seed":
+                        message = "seeds are paired within a case, and make none: leave seed out"
+                        raise UserError(self.where.at((*place, name), message))
                     self._key(key, shown, (*place, name))
             self._average(f"claim '{item.name}'", by, shown, place)
             cases: list[set[tuple[Any, ...]]] = [set(), set()]
@@ -391,11 +427,11 @@ class Check:
         self, items: Sequence[Item], i: int, kind: str, reserved: Collection[str] = ()
     ) -> None:
         name = items[i].name
-        if name in [item.name for item in items[:i]]:
+        if name.lower() in [item.name.lower() for item in items[:i]]:  # some file systems
             message = f"two {kind}s have the name '{name}': give each a name of its own"
             raise UserError(self.where.at((kind, i, "name"), message))
-        if name in reserved or (reserved and name.startswith("claim-")):
-            message = f"the report has a table '{name}' of its own: take another name"
+        if name.lower() in reserved or (kind == "table" and name.lower().startswith("claim-")):
+            message = f"the report has a {kind} '{name}' of its own: take another name"
             raise UserError(self.where.at((kind, i, "name"), message))
 
     def _average(self, what: str, by: Sequence[str], shown: Sequence[int], place: Loc) -> None:

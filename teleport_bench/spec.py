@@ -28,7 +28,12 @@ from teleport_bench.registry import (
 from teleport_bench.schedules import Factor
 from teleport_bench.topologies import Topology
 
-Count = Annotated[int, Field(gt=0, strict=True)]
+MOST = 2**31 - 1
+"""Of nodes, and of rounds."""
+Count = Annotated[int, Field(gt=0, le=MOST, strict=True)]
+
+MOST_LOOKS = 100_000
+"""Evaluations of a run, and looks at its target: each is a number in memory and in the record."""
 
 EVALUATIONS = 20
 """Evaluations in a run that does not say `eval_every`."""
@@ -139,17 +144,26 @@ class RunSpec(StrictModel):
         if self.loss and method.communication != "gossip":
             message = f"{name} has no gossip whose messages could be lost: leave loss out"
             raise error_at(("loss", message))
+        if self.away and not self.away.share:  # frozen for users, completed here
+            object.__setattr__(self, "away", None)
         if self.away and (fault := self._never_away(method)):
             raise error_at(("away", f"{fault}: leave away out"))
-        # frozen for users, completed here
         object.__setattr__(self, "active", active)
-        if self.away and not self.away.share:
-            object.__setattr__(self, "away", None)
         if method.graph:
             object.__setattr__(self, "topology", TOPOLOGIES.resolve(method.graph))
         object.__setattr__(
             self, "eval_every", self.eval_every or max(1, self.rounds // EVALUATIONS)
         )
+        for key, every in (
+            ("eval_every", self.eval_every),
+            ("stop", self.stop and self.stop.every),
+        ):
+            if every and self.rounds // every > MOST_LOOKS:
+                message = (
+                    f"one every {every} of {self.rounds} rounds is more than {MOST_LOOKS:,}: take "
+                    f"every {-(-self.rounds // MOST_LOOKS)} or more"
+                )
+                raise error_at((key, message))
         for key, build in (("topology", self._graphs), ("problem", self.build_problem)):
             try:
                 build()
@@ -175,7 +189,7 @@ class RunSpec(StrictModel):
     @functools.cached_property
     def id(self) -> str:
         """12 hex digits that identify the run: a hash of every setting, defaults included."""
-        return hashlib.sha256(canonical(self.model_dump(mode="json")).encode()).hexdigest()[:12]
+        return id_of(self.model_dump(mode="json"))
 
     def check(self) -> None:
         """UserError where the problem cannot be posed for these nodes; reads the data."""
@@ -263,6 +277,11 @@ class RunSpec(StrictModel):
 def canonical(value: Any) -> str:
     """JSON with sorted keys: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def id_of(settings: dict[str, Any]) -> str:
+    """The id of the run with these settings, all of them."""
+    return hashlib.sha256(canonical(settings).encode()).hexdigest()[:12]
 
 
 def build_algorithm(choice: Choice) -> Algorithm:

@@ -25,24 +25,27 @@ from pydantic import (
 
 from teleport_bench import plugins
 from teleport_bench.errors import UserError, nearest
-from teleport_bench.locator import Loc, Locator
+from teleport_bench.locator import Loc, Locator, brief
 from teleport_bench.metrics import ROUND_TIME, ROUNDS_TO_TARGET, TO_TARGET
 from teleport_bench.registry import ALGORITHMS, StrictModel, error_at
-from teleport_bench.shown import Check, ClaimSpec, FigureSpec, MetricName, ProfileSpec, TableSpec
+from teleport_bench.shown import (
+    Check,
+    ClaimSpec,
+    FigureSpec,
+    MetricName,
+    ProfileSpec,
+    TableSpec,
+    distinct,
+)
 from teleport_bench.spec import RunSpec, build_algorithm, canonical
 from teleport_bench.theory import TheorySpec
+from teleport_bench.untrusted import TOO_DEEP, check_plain, filled, parsed
 
 Search = Literal["search", "best"]
 """How [tune] chooses k, as a method's `active`. search: all powers of two but the largest share a
 network for T rounds, then the largest has it for T more. best: each has a network of its own."""
 
 Scale = Literal["full", "small"]
-
-
-def _distinct(values: list[float]) -> list[float]:
-    if len(set(values)) < len(values):
-        raise UserError(f"expected each value once, got {values}")
-    return values
 
 
 Values = Annotated[list[Any], Field(min_length=1)]
@@ -74,8 +77,8 @@ class Tune(StrictModel):
     smaller k first.
     """
 
-    lr: Annotated[list[PositiveFloat], AfterValidator(_distinct)] = Field(min_length=1)
-    seeds: list[NonNegativeInt] = Field(min_length=1)
+    lr: Annotated[list[PositiveFloat], AfterValidator(distinct)] = Field(min_length=1)
+    seeds: Annotated[list[NonNegativeInt], AfterValidator(distinct)] = Field(min_length=1)
     metric: MetricName
 
 
@@ -170,16 +173,17 @@ class Suite:
         scale: "small" sets what the file has under [small]. Raises UserError naming file, line,
         key, and what was expected.
         """
+        if scale not in get_args(Scale):
+            raise UserError(f"unknown scale '{scale}'{nearest(str(scale), get_args(Scale))}")
         path = find(name)
         try:
-            text = path.read_text()
-            source = tomllib.loads(text)
-        except (OSError, UnicodeDecodeError) as error:
+            text = path.read_text("utf-8-sig")  # some editors begin a file with a mark
+        except (OSError, ValueError) as error:  # no UTF-8, or no name of a file
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"cannot read suite {path}: {reason}") from error
-        except tomllib.TOMLDecodeError as error:
-            raise UserError(f"{path} is not TOML: {error}") from error
+        source = parsed(text, str(path))
         locator = Locator(str(path), text)
+        check_plain(source, locator)
         if scale == "small":
             source = _at_small_scale(source, locator)
         for override in overrides:
@@ -192,6 +196,7 @@ class Suite:
     ) -> Suite:
         """Validate and expand the parsed content of a suite file."""
         where = locator or Locator(name, "")
+        check_plain(source, where)
         try:
             spec = SuiteSpec.model_validate(source)
         except ValidationError as error:
@@ -227,6 +232,7 @@ class Suite:
         tune, places = self.spec.tune, _places(i)
         own = {k: v for k, v in raw.items() if k not in ("label", "grid")}
         options = {k: v for k, v in raw.items() if k not in own}
+        self._check_active(own.get("active"), raw.get("grid"), where, i)
         if own.get("active") in get_args(Search) and "active" not in self.spec.set:
             options["search"] = own.pop("active")
             if not tune:
@@ -244,6 +250,8 @@ class Suite:
                 message = "[tune] chooses lr: leave lr out here"
                 raise UserError(where.at(("method", i, *place, "lr"), message))
         base = _merge(self.spec.run, own)
+        if method.search:
+            self._check_choosable(base.get("algorithm"), i, where)
         # what a method says itself is not varied by the suite's grid, and what --set says by none
         grid = {k: v for k, v in self.spec.grid.items() if not _has(own, k.split("."))}
         grid = {
@@ -276,6 +284,9 @@ class Suite:
             else:
                 k = {"active": 1} if method.search else {}
                 run = spec_of(cell, lr=tune.lr[0], **k)
+                if method.search and run.share:
+                    message = "share: the candidates of a search share their draw: leave it out"
+                    raise UserError(where.best(places(("share",)), message))
                 if run.seed in tune.seeds:
                     message = f"seed {run.seed} is both tuned on and reported: take other seeds"
                     raise UserError(where.at(("tune", "seeds"), message))
@@ -292,15 +303,39 @@ class Suite:
                 raise UserError(f"{where.name}: more than {MAX_RUNS} runs: make the grid smaller")
         return [run.label for run in self._reported[first:]]
 
+    def _check_active(self, active: Any, grid: Any, where: Locator, i: int) -> None:
+        """Where a k to be chosen is misspelt, or stands in a grid."""
+        listed = grid.get("active") if isinstance(grid, dict) else None
+        words = [w for w in (listed if isinstance(listed, list) else ()) if isinstance(w, str)]
+        if isinstance(active, str) and active not in get_args(Search):
+            words.append(active)
+        if words:
+            message = (
+                f"active: expected a number of nodes, got {brief(words[0])}; for a k that [tune] "
+                'chooses give the method active = "search" or active = "best", and not in a grid'
+            )
+            places: list[Loc] = [("method", i, "active"), ("method", i, "grid", "active")]
+            raise UserError(where.best(places, message))
+
+    def _check_choosable(self, algorithm: Any, i: int, where: Locator) -> None:
+        try:
+            choice = ALGORITHMS.resolve(algorithm)
+        except ValueError:
+            return  # a run says what is wrong with it
+        if not build_algorithm(choice).partial:
+            message = f"{choice['name']} has all nodes active: there is no k to choose, so leave "
+            raise UserError(where.at(("method", i, "active"), message + "active out"))
+
     def _plan(self, i: int, method: Method, spec: RunSpec, where: Locator) -> PlannedRun:
         label = method.label or default_label(spec, method.search)
         # a k that is chosen is not known yet
         unknown = {"lr", "active", "share"} if method.search else {"lr"} if self.spec.tune else None
         try:
-            label = label.format(**spec.settings(exclude=unknown))
+            label = filled(label, spec.settings(exclude=unknown))
         except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             message = (
-                f"label {label!r} names no setting of a run, or not as it can be shown ({error}): "
+                f"label {brief(label)} names no setting of a run, or not as it can be shown "
+                f"({error}): "
                 "use keys such as {active} or {nodes}"
             )
             raise UserError(where.at(("method", i, "label"), message)) from None
@@ -320,6 +355,8 @@ class Suite:
         check.tables(self.spec.table)
         check.figures(self.spec.figure)
         check.claims(self.spec.claim)
+        if self.spec.theory and (measured := self.spec.theory.measured):
+            self._check_metrics([measured], where, ("theory", "measured"))
         check.profiles(self.spec.profile)
 
     def _check_evaluated(self, name: str, why: str, where: Locator, *place: str | int) -> None:
@@ -435,7 +472,8 @@ def of_group(name: str) -> list[str]:
     """The built-in suites of a folder ("paper"), or the suite of that name alone."""
     if name in built_in():
         return [name]
-    return [suite for suite in built_in() if suite.startswith(f"{name}/")] or [name]
+    folder = name.rstrip("/")
+    return [suite for suite in built_in() if suite.startswith(f"{folder}/")] or [name]
 
 
 def find(name: str) -> Path:
@@ -455,6 +493,8 @@ def suite_name(name: str, scale: Scale = "full") -> str:
     """The folder of a suite's results: the built-in name, or the file's without its ending, and
     the scale unless it is full."""
     stem = name if name in built_in() else Path(name).stem
+    if stem == "..":
+        raise UserError(f"{name}: results would lie outside of their folder: rename the file")
     return stem if scale == "full" else f"{stem}-{scale}"
 
 
@@ -526,7 +566,8 @@ def _put(table: dict[str, Any], path: Sequence[str], value: Any) -> None:
         if isinstance(inner, str):
             inner = table[key] = {"name": inner}
         if not isinstance(inner, dict):
-            raise UserError(f"cannot set {'.'.join(path)}: {key} is {inner!r}, not a table")
+            message = f"cannot set {'.'.join(path)}: {key} is {brief(inner)}, not a table"
+            raise UserError(message)
         table = inner
     table[path[-1]] = copy.deepcopy(value)
 
@@ -570,14 +611,18 @@ def _override(source: dict[str, Any], override: str) -> Loc:
     """
     key, equals, text = override.partition("=")
     key = key.strip()
-    if not equals or not key:
-        raise UserError(f"--set takes KEY=VALUE, got {override!r}")
-    try:
-        parsed = tomllib.loads(f"value = {text.strip()}")
-        value = parsed["value"] if len(parsed) == 1 else text.strip()
-    except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare word is a string
     path = key.split(".")
+    if not equals or not all(path):
+        raise UserError(
+            f"--set takes KEY=VALUE, as in rounds=50 or problem.dim=7, got {override!r}"
+        )
+    try:
+        given = tomllib.loads(f"value = {text.strip()}")
+        value = given["value"] if len(given) == 1 else text.strip()
+    except ValueError:
+        value = text.strip()  # a bare word is a string
+    except RecursionError:
+        raise UserError(f"--set {key}: {TOO_DEEP}") from None
     if path[0] in SuiteSpec.model_fields:
         _put(source, path, value)
         return tuple(path)
@@ -603,14 +648,15 @@ def from_json(text: str, path: str = "suite.json") -> Suite:
     remedy = "run the suite again"
     try:
         content = json.loads(text)
+        check_plain(content, Locator(path, ""))
         return Suite.from_source(content["name"], content["suite"], Locator(path, ""))
     except UserError as error:
-        needed = content.get("plugins", {})
+        needed = content.get("plugins", {}) if isinstance(content, dict) else {}
         if isinstance(needed, dict) and (missing := needed.keys() - plugins.LOADED.keys()):
             names = ", ".join(sorted(missing))
             remedy = f"it was run with {names}: give files with --plugin here too, install packages"
         raise UserError(f"{error}\n{remedy}") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}: {error}): {remedy}"
         ) from None

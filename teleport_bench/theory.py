@@ -16,11 +16,11 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from fractions import Fraction
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field
 
 from teleport_bench.errors import UserError
 from teleport_bench.registry import TOPOLOGIES, Choice, StrictModel
@@ -28,22 +28,36 @@ from teleport_bench.topologies import topology
 from teleport_kernels import Mixing
 
 Floats = NDArray[np.float64]
+T = TypeVar("T")
 
 
 def _ascending(values: list[int]) -> list[int]:
     return sorted(set(values))
 
 
-Counts = Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(_ascending)]
+# of nodes, every graph of these is built; of rounds, floats are taken
+Listed = Annotated[list[T], Field(min_length=1), AfterValidator(_ascending)]
+Sizes = Listed[Annotated[int, Field(gt=0, le=2**20)]]
+Rounds = Listed[Annotated[int, Field(gt=0, le=10**18)]]
+
+
+def _moderate(value: float) -> float:
+    if value > 1e50:  # products of several are floats
+        raise UserError(f"expected at most 1e50, got {value}")
+    return value
+
+
+Positive = Annotated[float, Field(gt=0), AfterValidator(_moderate)]
+NonNegative = Annotated[float, Field(ge=0), AfterValidator(_moderate)]
 
 
 class Constants(StrictModel):
     """Of the problem: L, r0 = f(x0) - min f, gradient noise sigma2, heterogeneity zeta2."""
 
-    L: PositiveFloat = 1.0
-    r0: PositiveFloat = 1.0
-    sigma2: NonNegativeFloat = 1.0
-    zeta2: NonNegativeFloat = 1.0
+    L: Positive = 1.0
+    r0: Positive = 1.0
+    sigma2: NonNegative = 1.0
+    zeta2: NonNegative = 1.0
 
 
 ONES = Constants()
@@ -52,8 +66,8 @@ ONES = Constants()
 class TheorySpec(Constants):
     """What the tables and the figure of the theory are about."""
 
-    nodes: Counts = [8, 32, 128]
-    rounds: Counts = [100, 10_000, 1_000_000]
+    nodes: Sizes = [8, 32, 128]
+    rounds: Rounds = [100, 10_000, 1_000_000]
     topologies: Annotated[list[TOPOLOGIES.field()], Field(min_length=1)] = [  # type: ignore[valid-type]
         "ring",
         "torus",

@@ -28,6 +28,9 @@ RUNS: dict[str, list[dict[str, Any]]] = {
     ],
     "a target": [{"lr": lr, "stop": TARGET} for lr in (0.01, 0.03, 0.3)],
     "a run that diverges": [{"lr": lr} for lr in (0.1, 4.0)],
+    "lost messages and absent nodes": [
+        {"loss": q, "away": {"share": 0.3, "spell": 10}} for q in (0.0, 0.2)
+    ],
     "graphs that change": [{"topology": "one_peer_exponential", "nodes": n} for n in (4, 8)],
     "samples in epochs": [
         {

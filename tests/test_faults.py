@@ -339,6 +339,15 @@ def test_a_folder_is_free_again_however_its_process_ended(sweep: Sweep) -> None:
         another.prepare()
 
 
+@pytest.mark.parametrize("name", [".lock", UNSAVED_FILE, "checkpoints"])
+def test_a_link_to_another_place_is_not_followed(tmp_path: Path, name: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).symlink_to(tmp_path / "elsewhere")
+    with Store(tmp_path / "out") as opened, pytest.raises(UserError, match="out"):
+        opened.prepare()
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def set_clock_back() -> None:
     """Each look at the clock is a day before the last."""
     now, looks = time.time(), itertools.count()

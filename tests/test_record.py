@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,8 @@ def test_a_record_comes_back_from_json_as_it_was(make_record):
 
 def test_every_float_survives_the_way_to_disk_and_back(record, tmp_path):
     values = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, float(np.nextafter(1, 2))]
-    before = change(record, curves={"objective_gap": values})
+    curves = {name: [*range(6)] for name in record.curves} | {"objective_gap": values}
+    before = change(record, curves=curves)
     store = Store(tmp_path)
     store.save(before)
     after = store.load(SPEC).curves["objective_gap"]
@@ -230,6 +232,37 @@ def test_an_environment_says_what_may_move_a_float():
     assert facts["device"] == "cpu"
     assert facts["cuda"] is None
     assert facts["threads"] == torch.get_num_threads()
+
+
+def test_the_example_of_the_results_readme_is_a_record(make_record):
+    page = (Path(__file__).parents[1] / "results" / "README.md").read_text()
+    (example,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    content = json.loads(example)
+    spec = RunSpec.model_validate(content["spec"])
+    assert content["spec"] == spec.model_dump(mode="json")
+    assert content["id"] == spec.id
+    record = Record.model_validate(content)
+    assert record.model_dump().keys() == content.keys()
+    assert make_record(spec, objective_gap=1.0).made.model_dump().keys() == content["made"].keys()
+    assert {"`" + key + "`" for key in content} - {"`schema_version`"} <= set(
+        re.findall(r"`\w+`", page.partition("| key | what |")[2])
+    )
+
+
+def test_a_record_of_a_later_schema_is_refused_and_kept(record, tmp_path):
+    store = Store(tmp_path)
+    store.save(record)
+    path = store.path(SPEC)
+    path.write_text(path.read_text().replace('"schema_version":1', '"schema_version":2'))
+    with pytest.raises(UserError, match=r"has schema version 2, and this teleport-bench reads 1"):
+        store.load(SPEC)
+
+
+def test_a_record_without_the_fields_that_came_later_is_read(record):
+    """As main wrote them before there were targets."""
+    content = json.loads(record.model_dump_json())
+    del content["reached_at"], content["made"]["engine"]
+    assert Record.model_validate(content) == record
 
 
 def runs_of(make_record, n):

@@ -564,6 +564,30 @@ def test_the_page_warns_of_runs_from_different_or_changed_code(hand):
     assert "1 of 12 runs were made by code with uncommitted changes" in page
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c["made"]["code"].update(commit="b" * 40), "different commits in one cell"),
+        (lambda c: c["made"]["code"].update(dirty=True), "with and without uncommitted changes"),
+        (lambda c: c["made"]["code"].update(plugins={"mine.py": "1"}), "versions of plugins"),
+        (lambda c: c["problem"].update(data={"name": "x", "sha256": "0"}), "versions of the data"),
+    ],
+)
+def test_a_cell_of_seeds_of_different_making_says_so_in_every_form(hand, change, words):
+    suite, records = hand()
+    assert not any(
+        "Careful" in f.decode(errors="replace") for f in build(suite, records)[1].values()
+    )
+    key = next(key for key, record in records.items() if record.spec["seed"] == 1)
+    content = records[key].model_dump()
+    change(content)
+    records[key] = Record.model_validate(content)
+    tables, files = build(suite, records)
+    assert any(words in note and "D-SGD, n = 4" in note for note in tables[0].notes)
+    for name in ("tables/gap.md", "tables/gap.tex", "index.html"):
+        assert words in files[name].decode()
+
+
 # The page
 
 HOSTILE = '<script>alert("1")</script>"><img src=x onerror=alert(1)>&amp;{{ 7*7 }}'

@@ -338,7 +338,7 @@ def test_the_command_prints_tables_and_writes_them(
         (["--nodes", "8,x"], "nodes.1: input should be a valid integer"),
         (["--nodes", ""], "nodes.0"),
         (["--topology", "rnig"], "did you mean 'ring'"),
-        (["--sigma2", "-1"], "sigma2: input should be greater than or equal to 0, got '-1'"),
+        (["--sigma2", "-1"], "sigma2: input should be greater than or equal to 0, got -1"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_explained(

@@ -10,8 +10,18 @@ from teleport_kernels.mixing import Mixing
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def check_tensor(name: str, value: object) -> None:
+    """A torch tensor, and no array or list."""
+    if not isinstance(value, Tensor):
+        kind = type(value).__name__
+        raise ValueError(f"{name} must be a tensor, got {kind}: give torch.as_tensor({name})")
+
+
 def check_rows(name: str, x: Tensor) -> None:
     """A (rows, n_params) tensor that the kernels can read."""
+    check_tensor(name, x)
+    if x.layout != torch.strided:
+        raise ValueError(f"{name} must be dense, got {x.layout}: give {name}.to_dense()")
     if x.ndim != 2:
         raise ValueError(f"{name} must be (rows, n_params), got shape {tuple(x.shape)}")
     if x.dtype not in DTYPES:
@@ -35,6 +45,9 @@ def check_shapes(
 ) -> None:
     """Shapes, dtypes and devices of all arguments; no value is looked at."""
     check_rows("x", x)
+    if not isinstance(mixing, Mixing):
+        kind = type(mixing).__name__
+        raise ValueError(f"mixing must be a Mixing, got {kind}: give Mixing.from_dense(W)")
     k = mixing.n_rows
     if mixing.device != x.device:
         raise ValueError(
@@ -71,6 +84,7 @@ def _check_like(name: str, tensor: Tensor, x: Tensor) -> None:
 
 
 def _check_index(name: str, index: Tensor, k: int, device: torch.device) -> None:
+    check_tensor(name, index)
     if index.shape != (k,) or index.dtype != torch.int64 or index.device != device:
         raise ValueError(
             f"{name} must be ({k},) int64 on {device}, "

@@ -48,6 +48,7 @@ class Mixing:
     @classmethod
     def from_dense(cls, W: Tensor) -> Mixing:
         """The non-zero entries of W, an (n, n) matrix of finite numbers."""
+        W = torch.as_tensor(W)
         if W.ndim != 2 or W.shape[0] != W.shape[1]:
             raise ValueError(f"a mixing matrix is square, got shape {tuple(W.shape)}")
         row, col = W.nonzero(as_tuple=True)
@@ -56,13 +57,20 @@ class Mixing:
     @classmethod
     def from_edges(cls, n: int, row: Tensor, col: Tensor, weight: Tensor) -> Mixing:
         """W[row, col] = weight, in any order; each entry named once. row, col, weight: (nnz,)."""
-        row, col = torch.as_tensor(row).long(), torch.as_tensor(col).long()
-        weight = torch.as_tensor(weight).double()
+        row, col, weight = (torch.as_tensor(part) for part in (row, col, weight))
+        if n < 0:
+            raise ValueError(f"a mixing matrix has 0 rows or more, got {n}")
         if not row.shape == col.shape == weight.shape or row.ndim != 1:
             raise ValueError(
                 "row, col and weight must be vectors of one length, got shapes "
                 f"{tuple(row.shape)}, {tuple(col.shape)} and {tuple(weight.shape)}"
             )
+        for name, part in (("row", row), ("col", col)):
+            if part.numel() and (part.is_floating_point() or part.is_complex()):
+                raise ValueError(f"{name} must be whole numbers, got {part.dtype}")
+        if weight.is_complex():
+            raise ValueError(f"mixing weights must be real, got {weight.dtype}")
+        row, col, weight = row.long(), col.long(), weight.double()
         for name, index in (("row", row), ("column", col)):
             if index.numel() and (index.min() < 0 or index.max() >= n):
                 bad = index[(index < 0) | (index >= n)][0].item()
@@ -80,8 +88,8 @@ class Mixing:
     @classmethod
     def identity(cls, n: int) -> Mixing:
         """W = I: every row keeps its own value."""
-        i = torch.arange(n)
-        return cls.from_edges(n, i, i, torch.ones(n))
+        i = torch.arange(max(n, 0))
+        return cls.from_edges(n, i, i, torch.ones(len(i)))
 
     @property
     def n_rows(self) -> int:
@@ -199,6 +207,8 @@ class Slot:
 
 def block_diag(blocks: Sequence[Mixing]) -> Mixing:
     """The block-diagonal matrix of the blocks, in order: independent groups of rows."""
+    if not isinstance(blocks, Sequence) or not all(isinstance(b, Mixing) for b in blocks):
+        raise ValueError(f"block_diag needs a list of Mixings, got {type(blocks).__name__}")
     if not blocks:
         raise ValueError("block_diag needs at least one block, got none")
     row_offset, entry_offset = 0, 0

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from teleport_kernels import backends, library
 from teleport_kernels.backends import Step
-from teleport_kernels.checks import check_rows, check_shapes
+from teleport_kernels.checks import check_rows, check_shapes, check_tensor
 from teleport_kernels.mixing import Mixing
 from teleport_kernels.reference import accumulation_dtype
 
@@ -91,10 +91,18 @@ def sgd_mix(
     momentum) overlaps what is read.
     Source: D-SGD of Lian et al. 2017 (adapt then combine); Takezawa and Stich 2025.
     """
+    check_tensor("grad", grad)
     check_shapes(x, mixing, source, target, out, grad, momentum)
+    if momentum is None and (beta or nesterov):
+        raise ValueError(
+            f"beta = {beta} and nesterov = {nesterov} need momentum, a buffer kept from one "
+            "step to the next: give momentum=torch.zeros_like(grad) at the start"
+        )
     k, dtype = mixing.n_rows, accumulation_dtype(x.dtype)
-    if not isinstance(lr, Tensor):
+    if isinstance(lr, int | float):
         lr = torch.full((k,), lr, dtype=dtype, device=x.device)
+    elif not isinstance(lr, Tensor):
+        raise ValueError(f"lr must be a number or a tensor, got {lr!r}")
     elif lr.shape not in ((), (k,)) or lr.device != x.device:
         raise ValueError(
             f"lr must be a number or have shape ({k},) on {x.device}, "
@@ -135,6 +143,9 @@ def consensus(
 
 def _starts(x: Tensor, groups: Tensor) -> Tensor:
     """(g + 1,): where each group begins."""
+    check_tensor("groups", groups)
+    if groups.is_floating_point() or groups.is_complex():
+        raise ValueError(f"groups must be whole numbers, got {groups.dtype}")
     if groups.shape != x.shape[:1] or groups.device != x.device:
         raise ValueError(
             f"groups must have shape ({x.shape[0]},) on {x.device}, "

@@ -4,14 +4,47 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import ConfigDict, NonNegativeInt, model_validator, with_config
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
+from teleport_bench.metrics import AXES
 from teleport_bench.registry import StrictModel
 
 SCHEMA: Literal[1] = 1
 """Version of the record's layout; a record of another version is not read."""
 
+LARGEST = 2.0**100
+"""On an axis: of rounds, gradients or bytes."""
+
 Status = Literal["finished", "diverged", "failed"]
+
+
+@with_config(ConfigDict(extra="allow"))
+class Code(TypedDict, total=False):
+    """Of the package; plugins: the version of each that the run used."""
+
+    version: str | None
+    commit: str | None
+    dirty: bool | None
+    plugins: dict[str, str]
+
+
+@with_config(ConfigDict(extra="allow"))
+class Environment(TypedDict):
+    """Of the machine; `provenance.environment` says what else."""
+
+    id: str
+    device: str
+    processor: str
+
+
+@with_config(ConfigDict(extra="allow"))
+class Posed(TypedDict, total=False):
+    """What `Problem.describe` says."""
+
+    data: dict[str, Any]
+    parameters: int
+    label_histogram: list[list[int]]
 
 
 class Made(StrictModel):
@@ -26,8 +59,8 @@ class Made(StrictModel):
     """What advanced the rounds: "compiled" (C++), "graph" (CUDA graphs) or "torch"."""
     phases: dict[str, float]
     """Seconds in data, gradient, mix and metric: the run's share of its fleet, by rows."""
-    environment: dict[str, Any]
-    code: dict[str, Any]
+    environment: Environment
+    code: Code
 
 
 class Record(StrictModel):
@@ -41,10 +74,10 @@ class Record(StrictModel):
     id: str
     status: Status
     spec: dict[str, Any]
-    problem: dict[str, Any] = {}
+    problem: Posed = {}
     curves: dict[str, list[float]] = {}
-    diverged_at: int | None = None
-    reached_at: int | None = None
+    diverged_at: NonNegativeInt | None = None
+    reached_at: NonNegativeInt | None = None
     """The round in which the run reached its target (`spec.stop`); None where it did not, or has
     none. A run that reached it ended soon after, and its curves with it."""
     error: str | None = None
@@ -55,6 +88,11 @@ class Record(StrictModel):
         lengths = {len(values) for values in self.curves.values()}
         if len(lengths) > 1:
             raise ValueError(f"curves must have one length, got {sorted(lengths)}")
+        if self.status == "finished":
+            if missing := [axis for axis in AXES if not self.curves.get(axis)]:
+                raise ValueError(f"a finished run has curves, and none of {', '.join(missing)}")
+            if not all(0 <= self.curves[axis][-1] <= LARGEST for axis in AXES):
+                raise ValueError(f"rounds, gradients and bytes are 0 to {LARGEST:.3g}")
         if self.status == "failed" and self.curves:
             raise ValueError("a failed run has no curves")
         if (self.status == "diverged") != (self.diverged_at is not None):

@@ -21,15 +21,17 @@ from types import TracebackType
 from pydantic import ValidationError
 
 from teleport_bench.errors import FULL, UserError
-from teleport_bench.record.schema import Record
-from teleport_bench.spec import RunSpec
+from teleport_bench.record.schema import SCHEMA, Record
+from teleport_bench.spec import RunSpec, id_of
 
 PACK_FILE = "packed.jsonl.gz"
 """Beside single records: many, a line each."""
 
+MOST_LINE = 2**27
+"""Bytes of a record in the pack: what a small file can grow to is bounded."""
+
 SUITE_FILE = "suite.json"
 """Beside the records: the suite as it was run, overrides applied, which the report is built by."""
-
 
 LOCK_FILE = ".lock"
 """Locked by the process that runs into the folder; the system unlocks it however that ends."""
@@ -74,6 +76,7 @@ class Store:
         """
         with writing(self.folder):
             for folder in (self.runs, self.folder / "tables", self.folder / "figures"):
+                refuse_link(folder)
                 folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=folder):
                     pass
@@ -83,7 +86,9 @@ class Store:
             if self._unlock or self._lock():
                 for left in self.folder.rglob(f".*{PART}"):
                     left.unlink()
-            if self._unsaved.exists():
+            refuse_link(self.checkpoints)
+            refuse_link(self._unsaved)
+            if self._unsaved.is_file():
                 with contextlib.suppress(ValueError):  # not what `save` wrote
                     lines = self._unsaved.read_bytes().splitlines()
                     self._write([Record.model_validate_json(line) for line in lines])
@@ -94,7 +99,7 @@ class Store:
 
     def _lock(self) -> bool:
         """False where the file system has no locks: records are whole all the same."""
-        handle = os.open(self.folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(self.folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         self._unlock = weakref.finalize(self, os.close, handle)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -134,18 +139,17 @@ class Store:
 
     def load(self, spec: RunSpec) -> Record | None:
         """The record of that run; None where there is none, or none that can be read."""
+        path = self.path(spec)
         try:
-            text = self.path(spec).read_bytes()
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                return None  # nothing outside, and no pipe, is read
+            content = path.read_bytes()
         except OSError:
             found = self._packed.get(spec.id)
             if found is None:
                 return None
-            text = found
-        try:
-            record = Record.model_validate_json(text)
-        except ValidationError:
-            return None
-        return record if record.id == spec.id else None
+            content = found
+        return record_of(spec, content, path)
 
     def pack(self, specs: Sequence[RunSpec]) -> None:
         """Put the records of these runs into one file, beside what is there, and remove their own.
@@ -170,12 +174,43 @@ class Store:
         """The lines of the pack by run id, as far as it can be read."""
         lines: dict[str, bytes] = {}
         try:
-            with gzip.open(self.runs / PACK_FILE) as file:
-                for line in file:
+            if (path := self.runs / PACK_FILE).is_symlink() or not path.is_file():
+                return lines
+            with gzip.open(path) as file:
+                while line := file.readline(MOST_LINE):
                     lines[json.loads(line)["id"]] = line.strip()
         except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError):
             pass  # what cannot be read is not there: its runs are made again
         return lines
+
+
+def record_of(spec: RunSpec, content: bytes, path: Path) -> Record | None:
+    """The record of that run; None where the content is none, or that of another run.
+
+    UserError where a later version wrote it: to run it again would overwrite what is newer.
+    """
+    try:
+        record = Record.model_validate_json(content)
+    except ValidationError:
+        version = 0
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):  # no record
+            version = int(json.loads(content)["schema_version"])
+        if version > SCHEMA:
+            raise UserError(
+                f"{path} has schema version {version}, and this teleport-bench reads {SCHEMA}: "
+                "install a newer one, or name another folder with --out"
+            ) from None
+        return None
+    return record if record.id == spec.id == id_of(record.spec) else None
+
+
+def refuse_link(path: Path) -> None:
+    """UserError for a link inside a results folder: it may lead anywhere."""
+    if path.is_symlink():
+        raise UserError(
+            f"{path} is a link to another place, and results are read and written in their folder "
+            "alone: remove it, or copy what it names"
+        )
 
 
 def _line(record: Record) -> bytes:

@@ -33,10 +33,10 @@ def load(
             rows += [entry["extra_info"] for entry in content["benchmarks"]]
             machines.append(content["machine_info"])
             names = {machine_name(machine) for machine in machines}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
             raise UserError(
                 f"{path} is not what `pytest suites/bench/{source} --benchmark-json={path}` "
-                f"writes ({type(error).__name__}: {error})"
+                f"writes ({type(e).__name__}: {e})"
             ) from None
     if len(names) > 1:
         raise UserError(f"one table is of one machine, got files of {', '.join(sorted(names))}")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from teleport_bench.errors import UserError
 from teleport_bench.record import Record, Store
-from teleport_bench.record.store import SUITE_FILE, write_atomically, writing
+from teleport_bench.record.store import SUITE_FILE, refuse_link, write_atomically, writing
 from teleport_bench.report import claims
-from teleport_bench.report.frame import Frame, frame
+from teleport_bench.report.frame import Frame, frame, unlike
 from teleport_bench.report.tables import Table, build_table, tuning_table
 from teleport_bench.suite import Suite, from_json
 from teleport_bench.tune import chosen
@@ -22,12 +22,11 @@ if TYPE_CHECKING:
 def open_report(folder: Path) -> tuple[Suite, dict[str, Record]]:
     """The suite that was run into a folder, and the records that are there."""
     path = folder / SUITE_FILE
+    refuse_link(path)
+    if not path.is_file():
+        raise UserError(f"{folder} holds no results: run the suite first, or name its --out folder")
     try:
-        text = path.read_text()
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} holds no results: run the suite first, or name its --out folder"
-        ) from None
+        text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}): run the suite again") from None
     suite = from_json(text, str(path))
@@ -79,6 +78,7 @@ def build(suite: Suite, records: Mapping[str, Record]) -> tuple[list[Table], dic
     details = [claims.case_table(verdict) for verdict in verdicts]
     if verdicts:
         tables.append(claims.claims_table(verdicts))
+        tables[-1].notes.extend(unlike(data))
         files[claims.CLAIMS_FILE] = claims.to_json(data, verdicts).encode()
     if suite.scale_note:
         for table in [*tables, *details]:
@@ -113,7 +113,10 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write every file, each whole or not at all; UserError where that is not possible."""
     with writing(folder):
         for name, content in files.items():
-            write_atomically(folder / name, content)
+            path = folder / name
+            if path.parent != folder:
+                refuse_link(path.parent)
+            write_atomically(path, content)
 
 
 def check(folder: Path, files: Mapping[str, bytes]) -> list[str]:

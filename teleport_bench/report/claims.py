@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from teleport_bench.errors import UserError
+from teleport_bench.locator import Locator
 from teleport_bench.metrics import METRICS, TO_TARGET, setting
 from teleport_bench.report.frame import Frame
 from teleport_bench.report.statistics import NO_STEP_SIZE, Comparison, Result, compare
 from teleport_bench.report.tables import Cell, Table
 from teleport_bench.shown import ClaimSpec, Scalar, case_keys, matches, order, show, value_of
+from teleport_bench.untrusted import check_plain
 
 CLAIMS_FILE = "claims.json"
 VERDICTS = ("supported", "not supported", "not tested")
@@ -301,18 +303,20 @@ def summary(folders: Sequence[Path]) -> Table:
         path = folder / CLAIMS_FILE
         try:
             content = json.loads(path.read_text())
+            check_plain(content, Locator(str(path), ""))
+            found = Counter(str(claim["verdict"]) for claim in content["claims"])
+            name = str(content["suite"])
+            notes += [
+                f"{name}, {claim['name']}: {claim['verdict']}: {claim['reason']}."
+                for claim in content["claims"]
+                if claim["verdict"] != "supported"
+            ]
         except FileNotFoundError:
             continue
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path} cannot be read ({error}): report the suite again") from None
-        found = Counter(claim["verdict"] for claim in content["claims"])
         total.update(found)
-        rows.append([content["suite"], *(found[verdict] for verdict in VERDICTS)])
-        notes += [
-            f"{content['suite']}, {claim['name']}: {claim['verdict']}: {claim['reason']}."
-            for claim in content["claims"]
-            if claim["verdict"] != "supported"
-        ]
+        rows.append([name, *(found[verdict] for verdict in VERDICTS)])
     rows.append(["all", *(total[verdict] for verdict in VERDICTS)])
     columns = ["suite", *VERDICTS]
     return Table("summary", "Claims of all suites", columns, columns, rows, notes)

@@ -118,6 +118,34 @@ class Frame:
         return [self.records[r.spec.id] for r in runs if r.spec.id in self.records]
 
 
+def unlike(frame: Frame) -> list[str]:
+    """What differs between the seeds of one cell beside the seed, so that their mean is of unlike
+    things: code, uncommitted changes in it, plugins, or the data of one name."""
+    facts: dict[tuple[str, str], dict[str, set[str]]] = {}
+    for run in frame.reported:
+        if record := frame.records.get(run.spec.id):
+            code, data = record.made.code, record.problem.get("data", {})
+            of = facts.setdefault((run.cell, frame.name(run.label, run.spec)), {})
+            for what, value in (
+                ("commits", code.get("commit")),
+                ("code with and without uncommitted changes", code.get("dirty")),
+                ("versions of plugins", code.get("plugins")),
+                ("versions of the data", data.get("sha256")),
+                ("versions of the package", code.get("version")),
+            ):
+                of.setdefault(what, set()).add(canonical(value))
+    found: dict[str, list[str]] = {}
+    for (_, name), of in facts.items():
+        for what, values in of.items():
+            if len(values) > 1:
+                found.setdefault(what, []).append(name)
+    return [
+        f"Careful: seeds of different {what} in one cell: {'; '.join(names[:3])}"
+        + (f"; and {len(names) - 3} more." if len(names) > 3 else ".")
+        for what, names in found.items()
+    ]
+
+
 def _to_target(reached: int | None, curves: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """What the run had cost when it reached its target, or when it ended without: costs grow evenly
     between evaluations."""
@@ -164,9 +192,10 @@ def frame(suite: Suite, records: Mapping[str, Record]) -> Frame:
             curve = pd.DataFrame(record.curves)
             curves.append(curve.assign(run=len(finals), **cast("dict[str, Any]", row)))
             if record.status == "finished":
-                row |= {name: values[-1] for name, values in record.curves.items()}
+                row = {name: values[-1] for name, values in record.curves.items()} | row
                 spent = [record.made.phases.get(p, 0.0) for p in ("data", "gradient", "mix")]
-                row[ROUND_TIME] = 1e6 * sum(spent) / record.curves["rounds"][-1]
+                if rounds := record.curves["rounds"][-1]:  # none, where the start was the target
+                    row[ROUND_TIME] = 1e6 * sum(spent) / rounds
                 if specs[-1].stop:
                     row["censored"] = record.reached_at is None
                     row |= _to_target(record.reached_at, record.curves)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -204,7 +204,7 @@ def _time(frame: Frame) -> str:
 
 
 def _environments(frame: Frame) -> list[dict[str, str]]:
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Mapping[str, Any]] = {}
     for record in frame.used:
         found.setdefault(record.made.environment["id"], record.made.environment)
     return [
@@ -215,7 +215,7 @@ def _environments(frame: Frame) -> list[dict[str, str]]:
 
 def _problems(frame: Frame) -> list[dict[str, str]]:
     """Data and label histogram of the first seed of each n and problem."""
-    found: dict[tuple[int, str], tuple[int, dict[str, Any]]] = {}
+    found: dict[tuple[int, str], tuple[int, Mapping[str, Any]]] = {}
     for run in frame.reported:
         record = frame.records.get(run.spec.id)
         if record and record.problem:
@@ -230,7 +230,7 @@ def _problems(frame: Frame) -> list[dict[str, str]]:
     ]
 
 
-def _problem(problem: dict[str, Any]) -> str:
+def _problem(problem: Mapping[str, Any]) -> str:
     """JSON, with each node's label histogram on one line."""
     rest = {k: v for k, v in problem.items() if k != "label_histogram"}
     histogram = problem.get("label_histogram")

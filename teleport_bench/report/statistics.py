@@ -56,16 +56,28 @@ def summarise(
     censored: which runs are known only to exceed their values; none unless given.
     """
     n = len(states)
+    # a finished run whose record has not the metric
+    states = [
+        "missing" if v != v and s == "finished" else s for v, s in zip(values, states, strict=True)
+    ]
     bad = tuple((state, count) for state in STATES if (count := sum(s == state for s in states)))
     if bad or n == 0:
         return Summary(n, bad or (("missing", 0),), None, None)
-    mean = math.fsum(values) / n
+    mean = _sum(values) / n
     if any(censored):
         return Summary(n, (), None, None, mean, sum(censored))
     if n == 1:
         return Summary(n, (), mean, None)
-    variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1)
+    variance = _sum([(v - mean) * (v - mean) for v in values]) / (n - 1)
     return Summary(n, (), mean, math.sqrt(variance))
+
+
+def _sum(values: Sequence[float]) -> float:
+    """The exact sum, rounded; infinite where it is too large."""
+    try:
+        return math.fsum(values)
+    except OverflowError:
+        return math.copysign(math.inf, sum(values))
 
 
 CONFIDENCE = 0.95
@@ -163,8 +175,8 @@ def _t_interval(values: Sequence[float]) -> tuple[float, float]:
     from scipy.special import stdtrit
 
     n = len(values)
-    mean = math.fsum(values) / n
-    variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1)
+    mean = _sum(values) / n
+    variance = _sum([(v - mean) * (v - mean) for v in values]) / (n - 1)
     quantile = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
     return mean, quantile * math.sqrt(variance / n)
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from tabulate import tabulate
 
 from teleport_bench.metrics import METRICS, TO_TARGET, setting
-from teleport_bench.report.frame import Frame, column
+from teleport_bench.report.frame import Frame, column, unlike
 from teleport_bench.report.statistics import Summary, summarise
 from teleport_bench.shown import Scalar, TableSpec, order, settings_of, show, varying
 
@@ -164,6 +164,7 @@ def build_table(frame: Frame, spec: TableSpec) -> Table:
     notes = [_seeds_note(view)]
     if any(isinstance(cell, Stat) and cell.summary.censored for row in rows for cell in row):
         notes.append(CENSORED)
+    notes += unlike(view)
     caption = spec.caption or spec.name
     return Table(spec.name, caption, columns, keys, rows, notes, spec.tags)
 

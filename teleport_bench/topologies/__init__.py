@@ -12,7 +12,13 @@ from typing import Any
 
 from teleport_bench.errors import UserError
 from teleport_bench.registry import TOPOLOGIES, Choice
-from teleport_bench.topologies.schedule import Topology, circulant, metropolis_hastings, static
+from teleport_bench.topologies.schedule import (
+    Topology,
+    check_size,
+    circulant,
+    metropolis_hastings,
+    static,
+)
 
 
 def topology(name: str | Choice, n_nodes: int, **options: Any) -> Topology:
@@ -28,6 +34,7 @@ def topology(name: str | Choice, n_nodes: int, **options: Any) -> Topology:
         raise UserError(
             f"a topology needs at least 1 node, a whole number of them, got {n_nodes!r}"
         )
+    check_size(n_nodes, n_nodes)
     return _build(json.dumps(TOPOLOGIES.resolve(choice), sort_keys=True), int(n_nodes))
 
 

@@ -18,7 +18,7 @@ from pydantic import PositiveInt
 
 from teleport_bench.errors import UserError
 from teleport_bench.registry import TOPOLOGIES
-from teleport_bench.topologies.schedule import Topology
+from teleport_bench.topologies.schedule import Topology, check_size
 from teleport_kernels import Mixing
 
 Nodes: TypeAlias = NDArray[np.int64]
@@ -92,6 +92,7 @@ def _factors(n: int, degree: int) -> tuple[list[int], int]:
 def _cliques(groups: Nodes) -> Entries:
     """Every group averages, a group of one keeps its value."""
     size = groups.shape[1]
+    check_size(groups.size, groups.size * size)
     col = np.repeat(groups, size, axis=0).ravel()
     return np.repeat(groups, size), col, np.full(col.size, 1 / size)
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 
 from teleport_bench.registry import TOPOLOGIES
-from teleport_bench.topologies.schedule import Topology, static
+from teleport_bench.topologies.schedule import Topology, check_size, static
 from teleport_kernels import Mixing
 
 
@@ -30,10 +30,12 @@ def equi_static(
     n, random = n_nodes, np.random.default_rng(seed)
     if n == 1:
         return static(Mixing.identity(1))
+    check_size(n, degree or 0)
     shifts = np.zeros(degree or (n - 1).bit_length(), dtype=np.int64)
     while math.gcd(n, *shifts.tolist()) > 1:
         shifts = random.integers(1, n, size=len(shifts))
     offset, times = np.unique(np.append(0, shifts), return_counts=True)
+    check_size(n, n * len(offset))
     weight = times * (n - 1) / (n * len(shifts))
     weight[0] = 1 / n
     row = np.arange(n).repeat(len(offset))
@@ -57,6 +59,7 @@ def equi_dyn(n_nodes: int, *, period: PositiveInt = 64, seed: NonNegativeInt = 0
     """
     if n_nodes == 1:
         return static(Mixing.identity(1))
+    check_size(n_nodes, 2 * n_nodes * period)
     random = np.random.default_rng(seed)
     draws = random.integers([1, 0], n_nodes, size=(period, 2))
     return Topology([_matching(n_nodes, int(a), int(s)) for a, s in draws])

@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat
 
 from teleport_bench.errors import UserError
 from teleport_bench.registry import TOPOLOGIES
-from teleport_bench.topologies.schedule import Topology, metropolis_hastings, static
+from teleport_bench.topologies.schedule import Topology, check_size, metropolis_hastings, static
 
 TRIES = 100
 
@@ -32,6 +32,7 @@ def erdos_renyi(
     n = n_nodes
     if p is None:
         p = min(1.0, (degree or 2 * math.log(n)) / max(n - 1, 1))
+    check_size(n, n * (1 + p * (n - 1)))
     for attempt in range(TRIES):
         graph = nx.fast_gnp_random_graph(n, p, seed=seed * TRIES + attempt)
         if nx.is_connected(graph):

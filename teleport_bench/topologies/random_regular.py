@@ -4,7 +4,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from teleport_bench.errors import UserError
 from teleport_bench.registry import TOPOLOGIES
-from teleport_bench.topologies.schedule import Topology, metropolis_hastings, static
+from teleport_bench.topologies.schedule import Topology, check_size, metropolis_hastings, static
 
 TRIES = 100
 
@@ -15,6 +15,7 @@ def random_regular(n_nodes: int, *, degree: PositiveInt = 3, seed: NonNegativeIn
 
     Up to degree + 1 nodes it is the complete graph, the only one that comes close.
     """
+    check_size(n_nodes, n_nodes * (1.0 + min(degree, n_nodes - 1)))
     import networkx as nx  # takes half a second, and only this graph needs it
 
     if n_nodes <= degree + 1:

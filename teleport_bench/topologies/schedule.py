@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from teleport_bench.errors import UserError
 from teleport_bench.topologies.spectrum import spectral_gap
 from teleport_kernels import Mixing
 
@@ -36,11 +37,25 @@ class Topology:
 
     def matrix(self, t: int = 0) -> Tensor:
         """W^(t mod period) as an (n, n) float64 tensor."""
+        check_size(self.n_nodes, self.n_nodes**2)
         return self.mixing(t).dense()
 
     def spectral_gap(self) -> float:
         """p = 1 - ||W - J||_2^2 a round, J = 11^T/n; see `spectrum.spectral_gap`."""
         return spectral_gap([self.matrix(t) for t in range(self.period)])
+
+
+MOST_ENTRIES = 2**27
+"""Of a mixing matrix, of 24 bytes each: what is larger is a mistake, and would take all memory."""
+
+
+def check_size(n: int, entries: float) -> None:
+    """UserError, before anything is made of them, for more entries than a graph may have."""
+    if entries > MOST_ENTRIES:
+        raise UserError(
+            f"a graph on {n:,} nodes with {entries:.2g} entries in its mixing matrix, expected at "
+            f"most {MOST_ENTRIES:,}: take fewer nodes, fewer active ones, or a sparser graph"
+        )
 
 
 def static(mixing: Mixing) -> Topology:
@@ -72,6 +87,7 @@ def metropolis_hastings(n: int, edges: Iterable[tuple[int, int]]) -> Mixing:
 
 def circulant(n: int, offsets: Sequence[int]) -> Mixing:
     """Row i receives equal shares of itself and of the nodes i + offset mod n, each once."""
+    check_size(n, n * (1 + min(len(offsets), n - 1)))
     distinct = torch.tensor(sorted({0, *(offset % n for offset in offsets)}))
     row = torch.arange(n).repeat_interleave(len(distinct))
     col = (row.reshape(n, -1) + distinct).remainder(n).flatten()

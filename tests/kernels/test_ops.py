@@ -192,7 +192,7 @@ def test_sgd_mix_is_its_equation_rounded_once_where_sums_are_exact(
         mix(W),
         lr=lr,
         momentum=m,
-        beta=0.5,
+        beta=0.5 if kind else 0.0,
         nesterov=kind == "nesterov",
         weight_decay=weight_decay,
         source=source,
@@ -229,7 +229,7 @@ def test_sgd_mix_rounds_every_operation_on_its_own(seed, k, n_params, dtype, kin
         mix(W),
         lr=torch.from_numpy(lr),
         momentum=m,
-        beta=0.9,
+        beta=0.9 if kind else 0.0,
         nesterov=nesterov,
         weight_decay=weight_decay,
     )
