@@ -339,6 +339,17 @@ def test_a_folder_is_free_again_however_its_process_ended(sweep: Sweep) -> None:
         another.prepare()
 
 
+def test_what_was_being_written_is_removed_by_its_process_alone(tmp_path: Path) -> None:
+    with Store(tmp_path) as opened:
+        opened.prepare()
+        left = opened.runs / ".record.json.abcdefgh.part"
+        left.write_bytes(b"half")
+        with Store(tmp_path) as another, pytest.raises(UserError, match="another process"):
+            another.prepare()
+        assert left.exists()
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("name", [".lock", UNSAVED_FILE, "checkpoints"])
 def test_a_link_to_another_place_is_not_followed(tmp_path: Path, name: str) -> None:
     (tmp_path / "out").mkdir()

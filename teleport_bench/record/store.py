@@ -66,6 +66,8 @@ class Store:
         trace: TracebackType | None,
     ) -> None:
         if self._unlock:
+            with contextlib.suppress(OSError):  # Ctrl-C just when a file was begun
+                self._clear()
             self._unlock()
             self._unlock = None
 
@@ -84,8 +86,7 @@ class Store:
                 if (self.folder / name).is_dir():
                     raise IsADirectoryError(f"{name} is a folder")
             if self._unlock or self._lock():
-                for left in self.folder.rglob(f".*{PART}"):
-                    left.unlink()
+                self._clear()
             refuse_link(self.checkpoints)
             refuse_link(self._unsaved)
             if self._unsaved.is_file():
@@ -94,22 +95,29 @@ class Store:
                     self._write([Record.model_validate_json(line) for line in lines])
                 self._unsaved.unlink(missing_ok=True)
 
+    def _clear(self) -> None:
+        """Remove what was being written when a process ended."""
+        for left in self.folder.rglob(f".*{PART}"):
+            left.unlink()
+
     def clear_checkpoints(self) -> None:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def _lock(self) -> bool:
         """False where the file system has no locks: records are whole all the same."""
         handle = os.open(self.folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        self._unlock = weakref.finalize(self, os.close, handle)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            os.close(handle)
             raise UserError(
                 f"another process is running into {self.folder}: wait until it has ended, or name "
                 "another folder with --out"
             ) from None
         except OSError:
+            os.close(handle)
             return False
+        self._unlock = weakref.finalize(self, os.close, handle)
         return True
 
     def path(self, spec: RunSpec) -> Path:
