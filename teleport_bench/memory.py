@@ -31,7 +31,9 @@ def needed(specs: Sequence[RunSpec]) -> int:
         total += 4 * rows * problem.n_params
         share = spec.share and (spec.share.first, spec.share.among)
         member = spec.seed, spec.nodes, spec.n_active, share
-        drawn[member] = 4 * 2 * BLOCK * spec.n_active * problem.drawn()
+        drawn[member] = (
+            4 * 2 * BLOCK * spec.n_active * problem.drawn() * spec.build_algorithm().local_steps
+        )
     return total + sum(drawn.values())
 
 

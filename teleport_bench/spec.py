@@ -144,12 +144,11 @@ class RunSpec(StrictModel):
         if self.loss and method.communication != "gossip":
             message = f"{name} has no gossip whose messages could be lost: leave loss out"
             raise error_at(("loss", message))
+        if self.away and not self.away.share:  # frozen for users, completed here
+            object.__setattr__(self, "away", None)
         if self.away and (fault := self._never_away(method)):
             raise error_at(("away", f"{fault}: leave away out"))
-        # frozen for users, completed here
         object.__setattr__(self, "active", active)
-        if self.away and not self.away.share:
-            object.__setattr__(self, "away", None)
         if method.graph:
             object.__setattr__(self, "topology", TOPOLOGIES.resolve(method.graph))
         object.__setattr__(

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from teleport_bench import RunSpec, checkpoint, native
+from teleport_bench import ALGORITHMS, RunSpec, checkpoint, native
 from teleport_bench.checkpoint import Checkpoint
 from teleport_bench.curves import Outcome
 from teleport_bench.executor import run_group
 from teleport_bench.fleet import Fleet, Tick
+from teleport_bench.spec import build_algorithm
 
 DIGITS = {"name": "classification", "model": "logistic", "data": "digits", "batch_size": 8}
 TARGET = {"metric": "objective_gap", "value": 0.02, "window": 3, "every": 1}
@@ -27,12 +28,25 @@ RUNS: dict[str, list[dict[str, Any]]] = {
     ],
     "a target": [{"lr": lr, "stop": TARGET} for lr in (0.01, 0.03, 0.3)],
     "a run that diverges": [{"lr": lr} for lr in (0.1, 4.0)],
+    "lost messages and absent nodes": [
+        {"loss": q, "away": {"share": 0.3, "spell": 10}} for q in (0.0, 0.2)
+    ],
     "graphs that change": [{"topology": "one_peer_exponential", "nodes": n} for n in (4, 8)],
     "samples in epochs": [
-        {"algorithm": "teleportation", "active": 2, "problem": DIGITS | {"batches": "shuffle"}}
+        {
+            "algorithm": {"name": "teleportation", "local_steps": 2},
+            "active": 2,
+            "problem": DIGITS | {"batches": "shuffle"},
+        }
     ],
+    "messages that are lost": [{"loss": q} for q in (0.2, 0.5)],
+    "nodes that are away": [{"away": {"share": share, "spell": 10}} for share in (0.2, 0.4)],
     "samples with replacement, and crops": [{"problem": DIGITS | {"augment": "crop_flip"}}],
 }
+for entry in ALGORITHMS:
+    method = build_algorithm({"name": entry.name})
+    own = {"algorithm": entry.name, "momentum": 0.5 if method.momentum else 0}
+    RUNS[entry.name] = [own | ({"active": 2} if method.partial else {})]
 ROUNDS = 200
 
 
@@ -81,13 +95,12 @@ def advance(
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize("kills", [(66,), (70, 144, 199)], ids=str)
 def test_a_fleet_that_was_killed_ends_as_if_it_had_not_been(
-    tmp_path: Path, name: str, kills: tuple[int, ...], compiled: bool
+    tmp_path: Path, name: str, compiled: bool
 ) -> None:
     specs = specs_of(name)
     expected, final, ended = advance(specs, compiled)
-    for killed_at in kills:
+    for killed_at in (70, 144, 199):
         if killed_at > max(r for r in ended if r < ROUNDS) + 1:
             continue  # the runs had reached their target by then
         with pytest.raises(KilledError):

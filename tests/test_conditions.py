@@ -20,6 +20,8 @@ from teleport_bench.fleet import Fleet, FleetRound, group
 from teleport_bench.graphs import Graphs
 from teleport_bench.network import Network, simulate
 from teleport_bench.registry import ALGORITHMS
+from teleport_bench.shown import settings_of
+from teleport_bench.suite import Suite
 from teleport_bench.topologies import Topology
 
 NAMES = ALGORITHMS.names()
@@ -445,10 +447,27 @@ def test_gradients_and_bytes_are_those_of_who_is_there() -> None:
     assert curve["bytes_total"] == [4 * 6 * messages[t] for t in rounds]
 
 
+def test_conditions_that_do_not_hold_are_settings_to_compare_by_but_not_in_the_name() -> None:
+    sound, rough = spec(), spec(loss=0.2, away=AWAY)
+    assert not {"loss", "away"} & sound.model_dump().keys()
+    assert settings_of(sound).items() >= {"loss": 0.0, "away.share": 0.0}.items()
+    assert settings_of(rough).items() >= {"loss": 0.2, "away.share": 0.3, "away.spell": 4.0}.items()
+    source = {
+        "title": "t",
+        "run": sound.model_dump(exclude={"algorithm", "active", "stop", "share"}),
+        "grid": {"*": [{"loss": 0.0}, {"loss": 0.2}, {"away": AWAY}]},
+        "method": [{"algorithm": "dsgd", "label": "{loss:g}, {away[share]:g}"}],
+        "table": [{"name": "t", "values": ["consensus"], "pivot": "loss"}],
+    }
+    runs = Suite.from_source("s", source).all_runs()
+    assert [run.label for run in runs] == ["0, 0", "0.2, 0", "0, 0.3"]
+
+
 def test_nobody_away_is_no_condition() -> None:
     none = spec(away={"share": 0.0, "spell": 5})
     assert none == spec()
     assert none.id == spec().id
+    assert spec("allreduce", momentum=0.5, away={"share": 0, "spell": 5}).away is None
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def apart(ones: list[dict[str, list[float]]], others: list[dict[str, list[float]
         for name in one
         for pair in zip(one[name], other[name], strict=True)
     ]
-    return max(abs(a - b) / max(abs(a), abs(b)) for a, b in pairs if a != b) if pairs else 0.0
+    return max((abs(a - b) / max(abs(a), abs(b)) for a, b in pairs if a != b), default=0.0)
 
 
 def test_another_process_gives_the_same_bits(by_threads: dict[int, Any]) -> None:

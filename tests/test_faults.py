@@ -33,7 +33,7 @@ from teleport_bench.data import cache
 from teleport_bench.data.dataset import Split
 from teleport_bench.record import Record, Store, store
 from teleport_bench.record.store import UNSAVED_FILE
-from teleport_bench.suite import Suite
+from teleport_bench.suite import Suite, built_in
 from teleport_kernels import compiler
 
 # processes that are forked with everything imported: a kill at a random moment hits the sweep
@@ -62,6 +62,7 @@ class Sweep:
     """One command, run in processes that may not live long."""
 
     def __init__(self, folder: Path, suite: Path, *options: str) -> None:
+        folder.mkdir(exist_ok=True)
         self.out, self.suite, self.options = folder / "out", suite, options
         self.folder = self.out / Suite.load(str(suite)).name
         self.log = folder / "log"
@@ -365,6 +366,48 @@ def test_a_fleet_goes_on_from_its_checkpoint(sweep: Sweep, number: int) -> None:
 def test_a_checkpoint_of_a_sweep_that_nobody_finished_is_removed(sweep: Sweep) -> None:
     (sweep.folder / "checkpoints").mkdir(parents=True)
     (sweep.folder / "checkpoints" / "left.pt").write_bytes(b"of other settings")
+
+
+def often() -> None:
+    """A checkpoint after every block."""
+    checkpoint.EVERY = 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options", "longest"),
+    [
+        ("swept", ("--compile", "off"), 1.5),
+        ("demo", ("--compile", "on", "--set", "rounds=130"), 8.0),
+    ],
+)
+def test_fifty_kills(
+    tmp_path: Path, suite: Path, name: str, options: tuple[str, ...], longest: float
+) -> None:
+    """Sweeps, each killed at random moments until it is done; at least fifty kills."""
+    path = suite if name == "swept" else built_in()[name]
+    undisturbed = Sweep(tmp_path / "undisturbed", path, *options)
+    assert undisturbed.run() == 0, undisturbed.said
+    rng = random.Random(0)
+    kills = sweeps = within = 0
+    while kills < 50:
+        sweep = Sweep(tmp_path / str(sweeps), path, *options)
+        sweeps += 1
+        code: int | None = None
+        while code is None:
+            process = sweep.start(often)
+            process.join(rng.uniform(0, longest))
+            process.kill()
+            process.join()
+            if process.exitcode != -signal.SIGKILL:
+                code = process.exitcode
+                continue
+            kills += 1
+            within += bool(list(sweep.folder.glob("checkpoints/*.pt")))
+        assert code == 0, sweep.said
+        assert sweep.results() == undisturbed.results()
+        assert sweep.files() == undisturbed.files()
+    print(f"\n{name}: {kills} kills, {within} of them with a checkpoint, in {sweeps} sweeps: equal")
 
 
 # caches

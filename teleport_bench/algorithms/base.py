@@ -98,8 +98,8 @@ class Algorithm(ABC):
     """Whether that may be Nesterov's."""
 
     at_nodes: ClassVar[bool] = True
-    """Whether tokens may be stored at nodes (`storage = "nodes"`): steps begin with `fetch` and end
-    with `sgd_mix`."""
+    """Whether tokens may be stored at nodes (`storage = "nodes"`) and nodes be away: steps begin
+    with `fetch` and end with `sgd_mix`, and parameters and momentum are all that is kept."""
 
     exact: ClassVar[bool] = False
     """Whether all rows converge to the minimum itself, on nodes whose minima differ, with a
