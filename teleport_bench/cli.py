@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from teleport_bench.errors import UserError
+from teleport_bench.errors import FULL, UserError
 
 if TYPE_CHECKING:
     from teleport_bench.record import Store
@@ -36,6 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe left, as `head` does
         sys.stderr.close()
         return OK
+    except OSError as error:  # of a log, or a trace: what is written to results says so itself
+        if error.errno not in FULL:
+            raise
+        print(f"teleport-bench: {error}; make room, and run the command again", file=sys.stderr)
+        return SOME_FAILED
     return code
 
 

@@ -228,6 +228,26 @@ def test_what_cannot_be_written_ends_a_sweep_with_a_remedy(
     assert not list(sweep.folder.rglob(".*.part"))
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+@pytest.mark.parametrize("options", [["--profile", "/dev/full"], []])
+def test_a_full_disk_under_a_log_or_a_trace_costs_no_run(
+    sweep: Sweep, undisturbed: Sweep, options: list[str]
+) -> None:
+    shutil.copytree(undisturbed.out, sweep.out)
+    arguments = [str(sweep.suite), "--out", str(sweep.out), "--compile", "off", *options]
+    with Path(os.devnull if options else "/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "teleport_bench", "run", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode != 0
+    assert "No space left on device; make room" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 FILE_SYSTEM = """
 import json, shutil, subprocess, sys
 from pathlib import Path

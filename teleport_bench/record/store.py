@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import functools
 import gzip
@@ -21,7 +20,7 @@ from types import TracebackType
 
 from pydantic import ValidationError
 
-from teleport_bench.errors import UserError
+from teleport_bench.errors import FULL, UserError
 from teleport_bench.record.schema import SCHEMA, Record
 from teleport_bench.spec import RunSpec, id_of
 
@@ -223,10 +222,9 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = (
             "make room, and the same command goes on with what is left"
-            if full
+            if error.errno in FULL
             else "name another folder with --out"
         )
         raise UserError(
