@@ -76,6 +76,8 @@ share = { first = 0, among = 3 }
 storage = "nodes"
 momentum = 0.5
 nesterov = true
+loss = 0.1
+away = { share = 0.25, spell = 2.0 }
 [[figure]]
 name = "f"
 y = "objective_gap"
@@ -83,6 +85,10 @@ x = "gradients"
 columns = "active"
 methods = ["TELEPORTATION*"]
 ylim = [1e-3, 1e3]
+[[profile]]
+name = "p"
+metric = "consensus"
+methods = ["TELEPORTATION, k=?"]
 """
 
 STRANGE: list[Any] = [

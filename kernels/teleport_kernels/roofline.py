@@ -1,4 +1,4 @@
-"""What bounds a mix: the bytes that it must move, and how fast this machine moves bytes.
+"""What bounds a mix: the bytes that it must move.
 
 Every op adds and multiplies a few numbers for each that it reads, so memory is the bound: the time
 cannot be below `bytes_moved(..)` over the bandwidth of a plain copy.
@@ -6,8 +6,6 @@ cannot be below `bytes_moved(..)` over the bandwidth of a plain copy.
 
 from __future__ import annotations
 
-import itertools
-import statistics
 import time
 from collections.abc import Callable
 
@@ -39,20 +37,3 @@ def seconds(call: Callable[[], object], device: torch.device, repeat: int = 1) -
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return (time.perf_counter() - began) / repeat
-
-
-def copy_bandwidth(device: torch.device | str = "cpu", mebibytes: int = 256) -> float:
-    """Bytes a second that `copy_` reads and writes on this machine, from memory to memory: the
-    median of nine copies, over buffers beyond any cache."""
-    device = torch.device(device)
-    buffers = [torch.zeros(mebibytes * 2**18, device=device) for _ in range(3)]
-    pairs = itertools.cycle(itertools.permutations(buffers, 2))
-
-    def copy() -> None:
-        to, source = next(pairs)
-        to.copy_(source)
-
-    seconds(copy, device, 2)
-    repeat = 20 if device.type == "cuda" else 1
-    taken = statistics.median(seconds(copy, device, repeat) for _ in range(9))
-    return 2 * buffers[0].nbytes / taken
