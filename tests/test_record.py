@@ -327,9 +327,15 @@ def test_of_a_pack_that_was_cut_what_can_be_read_is_there(make_record, tmp_path,
     assert None in found
 
 
-@pytest.mark.parametrize(
-    "garbage", [b"", b"no gzip", gzip.compress(b"no json\n"), gzip.compress(b"[]\n")]
-)
+GARBAGE = {
+    "empty": b"",
+    "no gzip": b"no gzip",
+    "no json": gzip.compress(b"no json\n"),
+    "no record": gzip.compress(b"[]\n"),
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
 def test_a_pack_of_garbage_is_no_pack(make_record, tmp_path, garbage):
     store, (record,) = Store(tmp_path), runs_of(make_record, 1)
     store.prepare()
