@@ -509,15 +509,15 @@ class FleetRound:
             return grad
 
     def sgd_step(self, x: Tensor, grad: Tensor, momentum: Tensor | None) -> Tensor:
-        return self._sgd(x, grad, self.fleet.alone, momentum=momentum, **self._optimiser)
+        return self._sgd(x, grad, self.fleet.alone, **self._optimiser(momentum))
 
     def sgd_mix(self, x: Tensor, grad: Tensor, momentum: Tensor | None) -> Tensor:
         nodes = self.place.nodes
         if nodes is None:
-            return self._sgd(x, grad, self._mixing, momentum=momentum, **self._optimiser)
+            return self._sgd(x, grad, self._mixing, **self._optimiser(momentum))
         self.place.address = to = self._address
-        stored = {"target": to, "out": nodes, "momentum": momentum}
-        return self._sgd(x, grad, self._mixing, **stored, **self._optimiser)
+        stored = {"target": to, "out": nodes}
+        return self._sgd(x, grad, self._mixing, **stored, **self._optimiser(momentum))
 
     def mix(self, x: Tensor, direction: Tensor | None = None) -> Tensor:
         if direction is not None:
@@ -547,15 +547,13 @@ class FleetRound:
             self._make(native.combine(given, fleet.choices.lr[self.i], out.detach()))
             return out
 
-    @property
-    def _optimiser(self) -> dict[str, Any]:
-        """The run's settings of `tk.sgd_mix`."""
+    def _optimiser(self, momentum: Tensor | None) -> dict[str, Any]:
+        """The run's settings of `tk.sgd_mix`; of its momentum only where that is what is given."""
         spec = self.fleet.spec
-        return {
-            "beta": spec.momentum,
-            "nesterov": spec.nesterov,
-            "weight_decay": spec.weight_decay,
-        }
+        settings: dict[str, Any] = {"weight_decay": spec.weight_decay}
+        if momentum is not None:
+            settings |= {"momentum": momentum, "beta": spec.momentum, "nesterov": spec.nesterov}
+        return settings
 
     def _sgd(
         self,
