@@ -26,8 +26,8 @@ def test_every_run_of_the_suite_as_it_is_today_has_a_committed_record(name: str)
     suite, records = open_report(RESULTS / name)
     today = Suite.load(name.removesuffix("-small"), scale="small" if suite.scale_note else "full")
     assert today.name == suite.name == name
-    ids = [run.spec.id for run in suite.all_runs()]
-    assert [run.spec.id for run in today.all_runs()] == ids
+    # suite.json sorts the keys of grids
+    assert {run.spec.id for run in today.all_runs()} == {run.spec.id for run in suite.all_runs()}
     tuned = {run.spec.id for run in suite.tuning}
     reported = {run.spec.id for run in suite.reported(chosen(suite, records))}
     assert set(records) == tuned | reported
