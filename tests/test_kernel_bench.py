@@ -159,14 +159,26 @@ def gpu() -> ModuleType:
 
 
 def test_all_steps_end_within_nine_minutes_and_name_files_that_are_there(
-    gpu: ModuleType, tmp_path: Path
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("TELEPORT_BENCH_DATA", raising=False)
     steps = gpu.steps(tmp_path)
     assert sum(step.seconds for step in steps) <= 9 * 60
     for step in steps:
         files = [argument for argument in step.arguments if argument.endswith(".py")]
         assert files
         assert all((ROOT / file).is_file() for file in files)
+
+
+def test_the_paper_s_suites_follow_where_their_data_are_at_hand(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cifar10").mkdir()
+    monkeypatch.setenv("TELEPORT_BENCH_DATA", str(tmp_path))
+    *_, last = gpu.steps(tmp_path)
+    assert last.name == "cifar10"
+    assert last.arguments[1:4] == ["teleport_bench", "run", "paper/cifar10"]
+    assert sum(step.name == "fashion_mnist" for step in gpu.steps(tmp_path)) == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
