@@ -651,6 +651,7 @@ class _Recorder:
         """(runs,): those that have reached their target, or diverged; they have no more points."""
         self.ending = self.over.copy()
         """(runs,): those that have reached it at this look, whose last point is to come."""
+        self._found: tuple[int, dict[str, NDArray[np.float64]]] | None = None
         self.rows = torch.bincount(fleet.run, minlength=len(specs))
         self.active = np.array([spec.n_active for spec in specs])
         self.starts = torch.from_numpy(np.cumsum([0, *self.active]))
@@ -683,7 +684,7 @@ class _Recorder:
         if self.target is None:
             return
         with self.fleet.phase("metric"):
-            self.ending = self.target.look(t, self._metrics(x)[self.target.metric]) & ~self.over
+            self.ending = self.target.look(t, self._metrics(t, x)[self.target.metric]) & ~self.over
 
     def evaluate(
         self, t: int, x: Tensor, on_tick: Callable[[Tick], None], all_runs: bool = True
@@ -691,7 +692,7 @@ class _Recorder:
         """Take all metrics after t rounds, of the runs that end here or of all that go on."""
         fleet, problem = self.fleet, self.fleet.spec.build_problem()
         with fleet.phase("metric"):
-            values = self._metrics(x)
+            values = self._metrics(t, x)
         gradients = self._computing(t) * fleet.algorithm.local_steps
         size = self.sent[t - self.start][self.sender] * problem.n_params * x.element_size()
         epochs = [problem.epochs(n, g) for n, g in zip(self.nodes, gradients, strict=True)]
@@ -713,8 +714,10 @@ class _Recorder:
         counts: NDArray[np.int64] = np.add.reduceat(rows, self.starts[:-1].numpy())
         return counts
 
-    def _metrics(self, x: Tensor) -> dict[str, NDArray[np.float64]]:
-        """(runs,) values by metric."""
+    def _metrics(self, t: int, x: Tensor) -> dict[str, NDArray[np.float64]]:
+        """(runs,) values by metric after t rounds, computed once for a look and an evaluation."""
+        if self._found and self._found[0] == t:
+            return self._found[1]
         fleet = self.fleet
         if fleet.compiled:  # between rounds on the pool's threads
             mean, distance = cpu.consensus(x, self.starts, pool=True)
@@ -722,7 +725,9 @@ class _Recorder:
             mean, distance = tk.consensus(x, fleet.run)
         found = fleet.problem.evaluate(x, mean, fleet.run, fleet.world)
         found["consensus"] = distance / self.rows
-        return {name: value.double().cpu().numpy() for name, value in found.items()}
+        values = {name: value.double().cpu().numpy() for name, value in found.items()}
+        self._found = t, values
+        return values
 
     def keep(self) -> dict[str, Any]:
         """What `restore` needs, between blocks."""
