@@ -34,7 +34,7 @@ class Target:
 
     def __init__(self, metric: str, value: float, window: int, n_runs: int) -> None:
         self.metric = metric
-        self._sign = 1.0 if METRICS[metric].better == "lower" else -1.0
+        self._sign = METRICS[metric].sign
         self._value = value
         self._looks: deque[tuple[int, NDArray[np.float64]]] = deque(maxlen=window)
         self.reached_at = np.full(n_runs, -1)
@@ -50,7 +50,7 @@ class Target:
         if len(self._looks) < (self._looks.maxlen or 1):
             return np.zeros_like(self.over)
         mean = np.mean([values for _, values in self._looks], axis=0)
-        new: NDArray[np.bool_] = ~self.over & (self._sign * mean <= self._sign * self._value)
+        new: NDArray[np.bool_] = ~self.over & (self._sign * mean >= self._sign * self._value)
         self.reached_at[new] = self._looks[0][0]
         return new
 

@@ -13,6 +13,11 @@ class Metric(NamedTuple):
     format: str
     log: bool = False
 
+    @property
+    def sign(self) -> int:
+        """1 where more is better, -1 where less is: sign * value is to be as large as can be."""
+        return 1 if self.better == "higher" else -1
+
 
 METRICS = {
     "test_accuracy": Metric("test accuracy, mean model", "higher", "{:.3f}"),

@@ -61,7 +61,7 @@ def _choice(runs: Sequence[PlannedRun], records: Sequence[Record], metric: str) 
         tried[run.spec.n_active, run.spec.lr].append(record)
     scored = {setting: _score(tried[setting], metric) for setting in sorted(tried)}
     sound = {setting: score for setting, score in scored.items() if score is not None}
-    sign = 1 if METRICS[metric].better == "higher" else -1
+    sign = METRICS[metric].sign
     # the smallest k and the smallest step size among the best: settings ascend
     best = max(sound, key=lambda s: (sign * sound[s][0], sound[s][1])) if sound else None
     by_active: dict[int, dict[float, float | None]] = defaultdict(dict)
@@ -112,6 +112,5 @@ def _score(tried: Sequence[Record], metric: str) -> tuple[float, float] | None:
         reached = record.reached_at
         rounds.append(CENSORED * record.spec["rounds"] if reached is None else reached)
         if reached is None:
-            sign = 1 if METRICS[stop["metric"]].better == "higher" else -1
-            close.append(sign * record.final(stop["metric"]))
+            close.append(METRICS[stop["metric"]].sign * record.final(stop["metric"]))
     return math.fsum(rounds) / len(rounds), math.fsum(close)

@@ -97,7 +97,7 @@ def find(suite: Suite, records: Mapping[str, Record]) -> list[Found]:
 def _scores(choice: Choice, suite: Suite) -> dict[int, float | None]:
     """The score of each k at the best of its step sizes."""
     assert suite.spec.tune
-    sign = 1 if METRICS[suite.spec.tune.metric].better == "higher" else -1
+    sign = METRICS[suite.spec.tune.metric].sign
     scores = {}
     for k, by_lr in (choice.by_active or {}).items():
         sound = [sign * score for score in by_lr.values() if score is not None]

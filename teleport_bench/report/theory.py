@@ -150,7 +150,7 @@ def measured(frame: Frame) -> pd.DataFrame | None:
     runs = runs[(runs["algorithm"] == "teleportation") & (runs["status"] == "finished")]
     runs = runs.assign(graph=[label(frame.specs[i].topology) for i in runs.index])
     rows = []
-    sign = 1 if METRICS[spec.measured].better == "higher" else -1
+    sign = METRICS[spec.measured].sign
     for (graph, n, T), group in runs.groupby(["graph", "nodes", column("rounds")], sort=False):
         means = group.groupby("active")[spec.measured].mean().to_dict()
         best = max(means, key=lambda k: sign * means[k])
