@@ -180,16 +180,20 @@ def matches(label: str, pattern: str) -> bool:
 
 def settings_of(spec: RunSpec) -> dict[str, Scalar]:
     """Every setting of a run by its dotted key; of a component its name, as "topology.name"."""
-    found: dict[str, Scalar] = {}
+    return {
+        key: value if isinstance(value, Scalar) else str(value)
+        for key, value in flat(spec.settings()).items()
+        if value is not None
+    }
 
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else key, inner)
-        elif value is not None:
-            found[prefix] = value if isinstance(value, Scalar) else str(value)
 
-    walk("", spec.settings())
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested tables by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        found |= (
+            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        )
     return found
 
 

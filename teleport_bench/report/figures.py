@@ -341,9 +341,12 @@ def _legend(figure: Figure, frame: Frame, spec: FigureSpec) -> None:
         handles.append(Line2D([], [], color="#666666", lw=0.8, linestyle=":", label="target"))
     seeds = runs.groupby("cell").size().max() if len(runs) else 0
     title = f"mean of {seeds} seeds,\nand range from min to max" if seeds > 1 else "one seed"
-    legend = figure.legend(
-        handles=handles, loc="outside right upper", title=title, frameon=False, alignment="left"
-    )
+    legend_beside(figure, handles=handles, title=title, alignment="left")
+
+
+def legend_beside(figure: Figure, **options: Any) -> None:
+    """A legend to the right of the panels."""
+    legend = figure.legend(loc="outside right upper", frameon=False, **options)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a label is text, whatever characters it has
 

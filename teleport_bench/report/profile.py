@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from teleport_bench.metrics import METRICS, TO_TARGET
-from teleport_bench.report.figures import Drawing, canvas, rendered, styles_of
+from teleport_bench.report.figures import Drawing, canvas, legend_beside, rendered, styles_of
 from teleport_bench.report.frame import Frame
 from teleport_bench.report.tables import Cell, Table
 from teleport_bench.shown import ProfileSpec, case_keys, value_of
@@ -152,9 +152,7 @@ def drawing(frame: Frame, found: Profile) -> Drawing:
         ax.yaxis.set_major_formatter(PercentFormatter(1.0))
         ax.set_xlabel(f"{METRICS[spec.metric].label}, over that of the best method")
         ax.set_ylabel("cases solved")
-        legend = figure.legend(loc="outside right upper", frameon=False)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        legend_beside(figure)
         name = METRICS[spec.metric].label
         caption = f"{spec.caption or name}: the share of cases within a factor of the best method."
         return Drawing(spec.name, caption, rendered(figure, frame.suite.scale_note), spec)

@@ -14,10 +14,10 @@ from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from teleport_bench.activation import BLOCK
 from teleport_bench.metrics import METRICS, setting
 from teleport_bench.record import Record
-from teleport_bench.report.figures import Drawing, canvas, rendered
+from teleport_bench.report.figures import Drawing, canvas, legend_beside, rendered
 from teleport_bench.report.style import BLACK, BLUE, DASHES
 from teleport_bench.report.tables import Cell, Table
-from teleport_bench.shown import show
+from teleport_bench.shown import flat, show
 from teleport_bench.spec import RunSpec
 from teleport_bench.suite import PlannedRun, Suite
 from teleport_bench.tune import Choice, choose
@@ -168,19 +168,9 @@ def _text(score: float | None, form: str) -> str:
 def own_settings(f: Found, found: Sequence[Found]) -> list[str]:
     """The settings in which a search differs from others of its method and n, as text."""
     same = [g for g in found if (g.method, g.nodes) == (f.method, f.nodes)]
-    mine = _flat(f.setting)
-    differ = [k for k, v in mine.items() if any(_flat(g.setting).get(k) != v for g in same)]
+    mine = flat(f.setting)
+    differ = [k for k, v in mine.items() if any(flat(g.setting).get(k) != v for g in same)]
     return [f"{setting(key).short} = {show(mine[key])}" for key in differ]
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def to_json(found: Sequence[Found]) -> str:
@@ -263,7 +253,5 @@ def draw(suite: Suite, found: Sequence[Found]) -> dict[str, bytes]:
                     label="every k alone",
                 )
             )
-        legend = figure.legend(handles=handles, loc="outside right upper", frameon=False)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        legend_beside(figure, handles=handles)
         return rendered(figure, suite.scale_note)

@@ -17,7 +17,7 @@ from teleport_bench import theory
 from teleport_bench.metrics import METRICS
 from teleport_bench.registry import TOPOLOGIES, Choice
 from teleport_bench.report.build import of_drawings, of_tables
-from teleport_bench.report.figures import Drawing, canvas, rendered
+from teleport_bench.report.figures import Drawing, canvas, legend_beside, rendered
 from teleport_bench.report.frame import Frame, column
 from teleport_bench.report.style import BLUE, GREEN, ORANGE, PURPLE, style_of
 from teleport_bench.report.tables import Cell, Table
@@ -238,9 +238,7 @@ def draw_best_k(
         handles = [Line2D([], [], label=f"{name}, derived", **looks[name]) for name in names]
         if measured is not None:
             handles.append(Line2D([], [], label="measured", **MEASURED, color=OTHER))
-        legend = figure.legend(handles=handles, loc="outside right upper", frameon=False)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        legend_beside(figure, handles=handles)
         if title:
             figure.suptitle(title, fontsize=9)
         return rendered(figure, note)
