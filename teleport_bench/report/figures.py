@@ -254,8 +254,9 @@ def _x_axis(ax: Axes, spec: FigureSpec, values: Sequence[Any]) -> None:
         ax.set_xlabel(AXES.get(spec.x) or COST_AXES[spec.x])
         if spec.x != "rounds":
             unit = "B" if spec.x.startswith("bytes") else ""
-            ax.xaxis.set_major_formatter(EngFormatter(unit=unit))
             ax.xaxis.set_major_locator(MaxNLocator(4))
+            if spec.x != "epochs":  # half an epoch is no 500 m
+                ax.xaxis.set_major_formatter(EngFormatter(unit=unit))
         return
     ax.set_xlabel(setting(spec.x).label)
     if values and isinstance(values[0], str):

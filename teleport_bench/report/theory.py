@@ -240,7 +240,7 @@ def draw_best_k(
             handles.append(Line2D([], [], label="measured", **MEASURED, color=OTHER))
         legend_beside(figure, handles=handles)
         if title:
-            figure.suptitle(title, fontsize=9)
+            figure.suptitle(title, x=0.01, ha="left", fontsize=9)  # away from the legend
         return rendered(figure, note)
 
 
