@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -172,6 +172,7 @@ class Fleet:
         self.phases = dict.fromkeys(PHASES, 0.0)
         self.choices = Choices(self)
 
+        self.threads = torch.get_num_threads()
         self.buffers = native.Buffers(len(self.member_row), self.spec.build_problem().n_params)
         self.compiled = (
             compiled
@@ -206,6 +207,12 @@ class Fleet:
     ) -> list[Outcome]:
         """All rounds of all runs, or those that a checkpoint leaves. Calls on_tick after each block
         and each evaluation."""
+        with native.pool_alone() if self.compiled else nullcontext():
+            return self._advance(on_tick, checkpoint)
+
+    def _advance(
+        self, on_tick: Callable[[Tick], None], checkpoint: Checkpoint | None
+    ) -> list[Outcome]:
         recorder = _Recorder(self)
         due, looks = set(self.spec.evaluations()), set(self.spec.looks())
         begin, before = 0, list[NDArray[np.int64]]()
@@ -239,6 +246,7 @@ class Fleet:
                     holders = self.choices.take(start // BLOCK)
                     recorder.count(start, holders, before or [h[0] for h in holders])
                     before = [h[-1] for h in holders]
+                    self.choices.draw_ahead(start // BLOCK + 1)
                 stops = sorted({start, end} | ((due | looks) & set(range(start + 1, end))))
                 for first, last in itertools.pairwise(stops):
                     state = self._rounds(state, place, start, first, last)
@@ -358,11 +366,13 @@ class _Factors:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """The random choices of a block on the host; holders: (BLOCK, k) by member."""
+    """What `Choices` has of a block, on the host; holders: (BLOCK, k) by member."""
 
     holders: list[NDArray[np.int64]]
     node: NDArray[np.int64]
     data: NDArray[Any]
+    sizes: NDArray[np.float32]
+    """(BLOCK, runs): step sizes."""
 
 
 class Choices:
@@ -402,9 +412,7 @@ class Choices:
         drawn = self._next.result()
         self._put("node", drawn.node)
         self._put("data", drawn.data)
-        if block + 1 < self._blocks:
-            self._next = self._pool.submit(self._draw, block + 1)
-        sizes, there = self._fleet.factors.block(block * BLOCK), self._fleet.there
+        sizes, there = drawn.sizes, self._fleet.there
         again = self._sizes is not None and np.array_equal(sizes, self._sizes)
         if not again or (there is not None and len(there) > BLOCK):
             self._sizes = sizes
@@ -414,6 +422,12 @@ class Choices:
                 lr *= torch.from_numpy(there[start : start + BLOCK]).to(lr.device)
             self._put("lr", lr)
         return drawn.holders
+
+    def draw_ahead(self, block: int) -> None:
+        """Begin to draw a block, after the one before was laid out; best where Python has nothing
+        else to do, since it makes one step at a time."""
+        if block < self._blocks:
+            self._next = self._pool.submit(self._draw, block)
 
     def _draw_first(self, block: int) -> _Drawn:
         if self._fleet.problem.in_order:
@@ -434,7 +448,8 @@ class Choices:
         ]
         # one array for all blocks: new memory costs as much as what is drawn into it
         self._spare = np.concatenate(data, axis=1, out=self._spare)
-        return _Drawn(holders, np.concatenate(node, axis=1), self._spare)
+        sizes = fleet.factors.block(block * BLOCK)
+        return _Drawn(holders, np.concatenate(node, axis=1), self._spare, sizes)
 
     def _put(self, name: str, values: NDArray[Any] | Tensor) -> None:
         tensor = torch.as_tensor(values)
@@ -544,7 +559,7 @@ class FleetRound:
             out = fleet.buffers.take()
             rates = [(c if isinstance(c, Rate) else Rate(c, 0), x) for c, x in terms]
             given = [(c.factor, c.power, x.detach()) for c, x in rates]
-            self._make(native.combine(given, fleet.choices.lr[self.i], out.detach()))
+            self._make(native.combine(given, fleet.choices.lr[self.i], out.detach(), fleet.threads))
             return out
 
     def _optimiser(self, momentum: Tensor | None) -> dict[str, Any]:
@@ -579,8 +594,8 @@ class FleetRound:
     def _mix(self, x: Tensor, mixing: tk.Mixing, **step: Any) -> Tensor:
         """The call of the compiled mixing, made and recorded."""
         with self._own():
-            out = self.fleet.buffers.take()
-            arguments = cpu.prepare(x.detach(), mixing, out.detach(), pool=True, **step)
+            fleet, out = self.fleet, self.fleet.buffers.take()
+            arguments = cpu.prepare(x.detach(), mixing, out.detach(), pool=fleet.threads, **step)
             self._make(native.Call(cpu.function(), arguments, "mix", ()))
             return out
 
@@ -720,7 +735,7 @@ class _Recorder:
             return self._found[1]
         fleet = self.fleet
         if fleet.compiled:  # between rounds on the pool's threads
-            mean, distance = cpu.consensus(x, self.starts, pool=True)
+            mean, distance = cpu.consensus(x, self.starts, pool=fleet.threads)
         else:
             mean, distance = tk.consensus(x, fleet.run)
         found = fleet.problem.evaluate(x, mean, fleet.run, fleet.world)

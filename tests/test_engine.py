@@ -55,6 +55,27 @@ def test_on_without_a_compiler_is_an_error_and_auto_runs_in_torch(
     assert Fleet([spec()], compiled=True).engine == "torch"
 
 
+@needs_compiler
+@pytest.mark.parametrize("compiled", [True, False])
+def test_torch_s_threads_leave_the_cores_to_the_pool_while_it_works(compiled: bool) -> None:
+    program, seen = Fleet([spec()], compiled=compiled), []
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        program.advance(lambda _: seen.append(torch.get_num_threads()))
+        assert set(seen) == {1 if compiled else 3}
+        assert torch.get_num_threads() == 3
+
+        def stop(_: fleet.Tick) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            Fleet([spec()], compiled=compiled).advance(stop)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_an_unknown_mode_names_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'auto'"):
         tb.run(spec(), compile="atuo")

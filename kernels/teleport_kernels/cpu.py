@@ -86,14 +86,17 @@ def prepare(
     weight_decay: float = 0.0,
     source: Tensor | None = None,
     target: Tensor | None = None,
-    pool: bool = False,
+    pool: int = 0,
 ) -> _Arguments:
     """What `function` takes for `mix` of these checked arguments, as often as it is called.
 
-    pool: on the threads of `parallel.hpp`, for loops without torch; else on torch's own.
+    pool: so many threads of `parallel.hpp`, for loops without torch; 0: torch's own threads.
     """
     k, width, dtype = mixing.n_rows, x.shape[1], accumulation_dtype(x.dtype)
-    threads = _threads(k * width)
+    threads = _threads(k * width, pool)
+    past = k * width * x.element_size() >= PAST_CACHE
+    # between passes over rows, rows stay where they are
+    by_rows = pool > 0 and not past and 1 < threads <= k and mixing.crosses_little(threads)
     arguments = _Arguments(
         CODES[x.dtype],
         k,
@@ -119,10 +122,10 @@ def prepare(
         out.data_ptr(),
         out.stride(0),
         _address(target),
-        *_tile(mixing, width, dtype.itemsize, threads),
+        *((0, 0) if by_rows else _tile(mixing, width, dtype.itemsize, threads)),
         threads,
-        k * width * x.element_size() >= PAST_CACHE,
-        pool,
+        past,
+        pool > 0,
     )
     arguments.tensors = x, mixing, out, grad, lr, momentum, source, target
     return arguments
@@ -178,7 +181,7 @@ def mix(
         )
 
 
-def consensus(x: Tensor, starts: Tensor, *, pool: bool = False) -> tuple[Tensor, Tensor]:
+def consensus(x: Tensor, starts: Tensor, *, pool: int = 0) -> tuple[Tensor, Tensor]:
     """`reference.consensus`, by the compiled pass where there is one; pool: as in `prepare`."""
     groups, (rows, width), dtype = starts.numel() - 1, x.shape, accumulation_dtype(x.dtype)
     library = _library() if width else None
@@ -197,8 +200,8 @@ def consensus(x: Tensor, starts: Tensor, *, pool: bool = False) -> tuple[Tensor,
             distance.data_ptr(),
             BLOCK,
             min(tile, -(-width // BLOCK) * BLOCK),
-            _threads(rows * width),
-            int(pool),
+            _threads(rows * width, pool),
+            int(pool > 0),
         )
         if not failed:
             return mean, distance
@@ -213,11 +216,13 @@ def _tile(mixing: Mixing, width: int, itemsize: int, threads: int) -> tuple[int,
     if largest > mixing.n_rows // threads:  # too few blocks for all threads: as many tiles
         columns = min(columns, -(-width // threads))
     columns = max(1, -(-columns // 64)) * 64
-    return columns, max(largest, min(values // columns, -(-mixing.n_rows // threads)))
+    parts = -(-mixing.n_rows // max(1, values // columns))
+    parts = max(1, -(-parts // threads)) * threads  # as many for each thread
+    return columns, max(largest, -(-mixing.n_rows // parts))
 
 
-def _threads(elements: int) -> int:
-    return torch.get_num_threads() if elements >= PARALLEL else 1
+def _threads(elements: int, pool: int) -> int:
+    return (pool or torch.get_num_threads()) if elements >= PARALLEL else 1
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -331,8 +331,32 @@ template <class T, class A> struct Pass {
         }
     }
 
-    // tile: a multiple of 64 columns; rows: of a part at most, if no block has more.
+    // Whole rows, each by the thread that has it in other loops as well: first every y, in memory of
+    // the calling thread, then every sum. That is one pass more and a wait for all, but of what lies
+    // in other cores' caches only the neighbours' y are read.
+    void run_by_rows(int threads, teleport::Run how) const {
+        constexpr int64_t STRIP = 512;  // columns of a sum at a time
+        const int64_t pitch = (width + 63) / 64 * 64 + 16;  // no multiple of a page
+        A* const y = (A*)scratch(k * pitch * sizeof(A));
+        teleport::in_pieces(how, threads, k, [&](int64_t, int64_t first, int64_t last) {
+            for (int64_t b = first; b < last; ++b) descend(y + b * pitch, b, 0, width);
+        });
+        teleport::in_pieces(how, threads, k, [&](int64_t, int64_t first, int64_t last) {
+            alignas(64) T line[STRIP];
+            for (int64_t i = first; i < last; ++i)
+                for (int64_t from = 0; from < width; from += STRIP) {
+                    const int64_t n = std::min(STRIP, width - from);
+                    T* const to = out + (target ? target[i] : i) * out_stride + from;
+                    const int64_t c = gather(to, line, y + from, pitch, i, n, false);
+                    copy(to + c, line + c, n - c);
+                }
+        });
+    }
+
+    // tile: a multiple of 64 columns, or 0 for whole rows; rows: of a part at most, if no block has
+    // more.
     void run(int64_t tile, int64_t rows, int threads, bool past, teleport::Run how) const {
+        if (!tile) return run_by_rows(threads, how);
         const int64_t tiles = (width + tile - 1) / tile;
         const std::vector<int64_t> begins = parts(rows);
         const int64_t n_parts = int64_t(begins.size()) - 1;

@@ -3,11 +3,13 @@
 // OpenMP's barrier waits for every thread, also for one that the system has put aside: a pass of
 // twenty microseconds then takes a time slice. Here threads claim pieces of the loop as they come;
 // the caller claims too and waits only for pieces that were claimed, so that an idle core helps and
-// a busy one does not hinder. Between loops the threads look for the next one for a moment, and then
-// sleep.
+// a busy one does not hinder. Each begins with a share of its own, the same of every loop: what it
+// wrote there in the last loop lies in its core's cache, and another core's would be slower to read
+// than memory. Between loops the threads look for the next one for a moment, and then sleep.
 
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -31,47 +33,56 @@ class Pool {
     using Body = void (*)(void*, int64_t piece, int64_t thread);
 
   private:
-    // Of the current loop, in one word: its number, how many threads may work, its pieces, and the
-    // next of them. A thread claims a piece by putting the word with the next one in its place,
-    // which fails where the loop has ended meanwhile; and as long as a claimed piece is not done,
-    // the loop cannot end, so body and context stay what they are.
-    struct Ticket {
-        static constexpr int PIECE = 20, LIMIT = 8;
-        uint64_t word;
-        uint64_t loop() const { return word >> (2 * PIECE + LIMIT); }
-        int64_t limit() const { return field(2 * PIECE, LIMIT); }
-        int64_t pieces() const { return field(PIECE, PIECE); }
-        int64_t next() const { return field(0, PIECE); }
-        int64_t field(int at, int bits) const { return word >> at & ((uint64_t(1) << bits) - 1); }
-        static uint64_t of(uint64_t loop, int64_t limit, int64_t pieces) {
-            return ((loop << LIMIT | uint64_t(limit)) << PIECE | uint64_t(pieces)) << PIECE;
+    // Of the current loop, in one word: how many threads may work, and of one thread's share of the
+    // pieces those that nobody has claimed. A piece is claimed by putting the word without it in its
+    // place; and as long as a claimed piece is not done, the loop cannot end, so body and context
+    // stay what they are.
+    struct alignas(64) Share {
+        static constexpr int PIECE = 24;
+        std::atomic<uint64_t> word{0};
+
+        static int64_t field(uint64_t word, int at) {
+            return word >> at & ((uint64_t(1) << PIECE) - 1);
+        }
+        void deal(int64_t limit, int64_t first, int64_t last) {
+            word = (uint64_t(limit) << PIECE | uint64_t(last)) << PIECE | uint64_t(first);
+        }
+        // A piece for that thread, from the front or from the back; -1 where there is none.
+        int64_t claim(int64_t thread, bool front) {
+            for (uint64_t w = word.load();;) {
+                const int64_t first = field(w, 0), last = field(w, PIECE);
+                if (first >= last || thread >= field(w, 2 * PIECE)) return -1;
+                const uint64_t left = front ? w + 1 : w - (uint64_t(1) << PIECE);
+                if (word.compare_exchange_weak(w, left)) return front ? first : last - 1;
+            }
         }
     };
-    static constexpr int64_t MOST_THREADS = (1 << Ticket::LIMIT) - 1;
-    static constexpr int64_t MOST_PIECES = (1 << Ticket::PIECE) - 1;
+    static constexpr int64_t MOST_THREADS = 256, MOST_PIECES = (1 << Share::PIECE) - 1;
 
-    std::atomic<uint64_t> ticket{0};
-    std::atomic<int64_t> done{0}, sleeping{0};
+    Share shares[MOST_THREADS];
+    alignas(64) std::atomic<uint64_t> loop{0};
+    std::atomic<int64_t> sleeping{0};
     Body body = nullptr;
     void* context = nullptr;
+    std::atomic<int64_t> most_threads{0};
+    alignas(64) std::atomic<int64_t> done{0};
     std::mutex mutex, busy;
     std::condition_variable wake;
     int64_t threads = 1;
 
-    void work(int64_t thread) {
-        Ticket t{ticket.load()};
-        while (thread < t.limit() && t.next() < t.pieces())
-            if (ticket.compare_exchange_weak(t.word, t.word + 1)) {
-                body(context, t.next(), thread);
-                done.fetch_add(1, std::memory_order_release);
-                t.word = ticket.load();
-            }
+    // First the thread's own share, then what others have not begun.
+    void work(int64_t thread, int64_t most) {
+        int64_t count = 0;
+        for (int64_t s = 0; s < most; ++s)
+            for (int64_t i; (i = shares[(thread + s) % most].claim(thread, s == 0)) >= 0; ++count)
+                body(context, i, thread);
+        if (count) done.fetch_add(count, std::memory_order_release);
     }
 
     void serve(int64_t thread) {
         using Clock = std::chrono::steady_clock;
         uint64_t seen = 0;
-        const auto another = [&] { return Ticket{ticket.load()}.loop() != seen; };
+        const auto another = [&] { return loop.load() != seen; };
         for (;;) {
             const auto until = Clock::now() + std::chrono::microseconds(50);
             for (int spins = 1; !another(); ++spins) {
@@ -82,8 +93,8 @@ class Pool {
                 wake.wait(lock, another);
                 --sleeping;
             }
-            seen = Ticket{ticket.load()}.loop();
-            work(thread);
+            seen = loop.load();
+            work(thread, most_threads);
         }
     }
 
@@ -101,16 +112,17 @@ class Pool {
             for (int64_t i = 0; i < n; ++i) what(with, i, 0);
             return;
         }
-        most = most < MOST_THREADS ? most : MOST_THREADS;
+        most = std::min({most, n, MOST_THREADS});
         for (; threads < most; ++threads)
             std::thread([this, thread = threads] { serve(thread); }).detach();
-        body = what, context = with, done = 0;
-        ticket = Ticket::of(Ticket{ticket.load()}.loop() + 1, most, n);
+        body = what, context = with, done = 0, most_threads = most;
+        for (int64_t t = 0; t < most; ++t) shares[t].deal(most, n * t / most, n * (t + 1) / most);
+        ++loop;
         if (sleeping) {
             std::lock_guard<std::mutex> lock(mutex);
             wake.notify_all();
         }
-        work(0);
+        work(0, most);
         for (int spins = 0; done.load(std::memory_order_acquire) < n; ++spins)
             if (spins < 4096)
                 TK_PAUSE();

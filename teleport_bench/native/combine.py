@@ -28,7 +28,9 @@ _SumStruct = structure(
 )
 
 
-def combine(terms: Sequence[tuple[float, int, Tensor]], lr: Tensor, out: Tensor) -> Call:
+def combine(
+    terms: Sequence[tuple[float, int, Tensor]], lr: Tensor, out: Tensor, threads: int
+) -> Call:
     """out <- sum_j factor_j lr^power_j x_j, in order; lr^-1 is 0 for lr = 0.
 
     terms: (factor, power, x), power -1, 0 or 1, x: (rows, P); lr: (rows,); out: (rows, P), apart.
@@ -53,6 +55,6 @@ def combine(terms: Sequence[tuple[float, int, Tensor]], lr: Tensor, out: Tensor)
         lr.data_ptr(),
         out.data_ptr(),
         out.stride(0),
-        torch.get_num_threads() if out.numel() >= PARALLEL else 1,
+        threads if out.numel() >= PARALLEL else 1,
     )
     return Call(loaded.teleport_combine, arguments, "mix", (table, terms, lr, out))

@@ -5,8 +5,12 @@ from __future__ import annotations
 import ctypes
 import functools
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from teleport_kernels import compiler, cpu
 
@@ -47,10 +51,24 @@ def library() -> ctypes.CDLL | None:
             stacklevel=2,
         )
         return None
+    if not cpu.available():  # which has warned; rounds mix with it
+        return None
     loaded.teleport_space.restype = ctypes.c_int64
-    if cpu.available():
-        loaded.teleport_use(cpu.function("run"))
+    loaded.teleport_use(cpu.function("run"))
     return loaded
+
+
+@contextmanager
+def pool_alone() -> Iterator[None]:
+    """In here torch works on one thread. Its others would look for work for milliseconds after each
+    of its operations, on the cores that the pool's threads need: rounds took up to twice as long.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @functools.cache

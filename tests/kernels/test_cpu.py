@@ -130,6 +130,56 @@ def test_a_fleet_is_the_reference_s_bits_however_its_blocks_are_put_together(
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("graph", "k", "threads"), [("ring", 8, 2), ("ring", 17, 3), ("torus", 64, 2), ("ring", 21, 5)]
+)
+@pytest.mark.parametrize("width", [1, 511, 1300])
+def test_rows_that_stay_with_their_threads_have_the_reference_s_bits(
+    graph: str, k: int, threads: int, width: int, dtype: torch.dtype, monkeypatch: Any
+) -> None:
+    mixing = topology(graph, k).mixing(0)
+    monkeypatch.setattr(cpu, "PARALLEL", 0)
+    x, grad, m = inputs(k, width, dtype)
+    rng = torch.Generator().manual_seed(1)
+    lr = torch.rand(k, dtype=reference.accumulation_dtype(dtype), generator=rng)
+    source, target = (torch.randperm(k, generator=rng) for _ in range(2))
+    full = {"beta": 0.9, "nesterov": True, "weight_decay": 0.1}
+    y, after = reference.descend(x[source], grad, lr[:, None], m, **full)
+    momentum, out = m.clone(), torch.full_like(x, float("nan"))
+    full |= {"grad": grad, "lr": lr, "momentum": momentum, "source": source, "target": target}
+    call = cpu.prepare(x, mixing, out, pool=threads, **full)
+    assert call.tile == 0  # by rows
+    for _ in range(20):
+        out.fill_(float("nan"))
+        momentum.copy_(m)
+        assert cpu.function()(ctypes.byref(call)) == 0
+        assert equal_bits(out[target], reference.gossip(y, mixing).to(dtype))
+        assert after is not None
+        assert equal_bits(momentum, after.to(dtype))
+    plain = cpu.prepare(out, mixing, out, pool=threads)  # in place
+    expected = reference.gossip(out, mixing).to(dtype)
+    assert cpu.function()(ctypes.byref(plain)) == 0
+    assert equal_bits(out, expected)
+
+
+def test_rows_stay_with_their_threads_where_few_neighbours_are_elsewhere() -> None:
+    def little(graph: str, n: int, parts: int) -> bool:
+        return topology(graph, n).mixing(0).crosses_little(parts)
+
+    assert little("ring", 8, 2)  # the rows at both ends of both parts
+    assert not little("ring", 7, 2)
+    assert little("ring", 64, 16)
+    assert not little("ring", 64, 32)
+    assert little("torus", 64, 2)
+    assert not little("exponential", 64, 2)
+    assert not little("complete", 64, 2)
+    fleet = tk.block_diag([topology("ring", 8).mixing(0)] * 4)
+    assert not fleet.crosses_little(2)  # parts have blocks of their own
+    assert fleet.crosses_little(8)
+
+
+@needs_compiler
 def test_a_prepared_call_is_the_same_mix_each_time_and_keeps_its_tensors() -> None:
     call = cpu.function()
     x, grad, m = inputs(4, 70, torch.float32)
@@ -164,7 +214,7 @@ def test_the_rows_of_a_tile_are_those_of_blocks_that_fill_the_cache_together(
     monkeypatch.setattr(cpu, "RUN", 128)
     ring = topology("ring", 25).mixing(0)
     fleet = tk.block_diag([ring] * 1000)
-    assert cpu._tile(fleet, 50, 4, threads=2) == (64, 512)
+    assert cpu._tile(fleet, 50, 4, threads=2) == (64, 500), "fifty parts"
     assert cpu._tile(fleet, 100_000, 4, threads=2) == (1344, 25)
     assert cpu._tile(ring, 100_000, 4, threads=2) == (1344, 25)
     assert cpu._tile(ring, 500, 4, threads=2) == (256, 25), "each thread has a tile"
