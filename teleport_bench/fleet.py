@@ -6,8 +6,9 @@ import functools
 import itertools
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,9 @@ FLEET_BYTES = 4 * 2**20
 
 MOST_PHASES = 64
 """Rounds after which the graphs of a fleet come round: each of them has a matrix for all runs."""
+
+AHEAD_BYTES = 2**28
+"""Random choices drawn ahead at most, or one block of them."""
 
 TAPES = 64
 """Tapes that a fleet keeps, one for each place in the topologies' periods where a block begins."""
@@ -246,7 +250,7 @@ class Fleet:
                     holders = self.choices.take(start // BLOCK)
                     recorder.count(start, holders, before or [h[0] for h in holders])
                     before = [h[-1] for h in holders]
-                    self.choices.draw_ahead(start // BLOCK + 1)
+                    self.choices.draw_ahead()
                 stops = sorted({start, end} | ((due | looks) & set(range(start + 1, end))))
                 for first, last in itertools.pairwise(stops):
                     state = self._rounds(state, place, start, first, last)
@@ -379,7 +383,7 @@ class Choices:
     """What the rounds of a block choose at random, and their step sizes, on the fleet's device.
 
     The tensors stay where they are from block to block, so that a tape or a graph may name them.
-    While a block runs, the next one is drawn.
+    While a block runs, the next one is drawn; the next few at once where drawing takes longer.
     """
 
     node: Tensor
@@ -392,7 +396,8 @@ class Choices:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._sizes: NDArray[np.float32] | None = None
-        self._spare: NDArray[Any] | None = None
+        # arrays for what is drawn: new memory costs as much as what is drawn into it
+        self._spare: list[NDArray[Any]] = []
         self._blocks = math.ceil(fleet.spec.rounds / BLOCK)
         away = fleet.spec.away
         self._absence = [absence(away, m.seed, m.nodes) if away else None for m in fleet.members]
@@ -400,18 +405,30 @@ class Choices:
     @contextmanager
     def drawing(self, first: int = 0) -> Iterator[None]:
         """Blocks can be taken in here, from the first, in order."""
-        with ThreadPoolExecutor(1) as self._pool:
-            self._next = self._pool.submit(self._draw_first, first)
+        fleet = self._fleet
+        size = fleet.spec.build_problem().drawn() * fleet.algorithm.local_steps
+        size *= 4 * BLOCK * sum(m.active for m in fleet.members)
+        threads = min(fleet.threads, max(1, AHEAD_BYTES // max(1, size)))
+        self._ahead = 1 if fleet.problem.in_order else threads
+        self._queue: deque[Future[_Drawn]] = deque()
+        with ThreadPoolExecutor(self._ahead) as self._pool:
+            self._next = first
+            if fleet.problem.in_order:
+                for earlier in range(first):
+                    self._draw(earlier)
+            self.draw_ahead()
             try:
                 yield
             finally:
-                self._next.cancel()
+                for drawn in self._queue:
+                    drawn.cancel()
 
     def take(self, block: int) -> list[NDArray[np.int64]]:
         """Lay out the choices of a block; its holders, (BLOCK, k) by member."""
-        drawn = self._next.result()
+        drawn = self._queue.popleft().result()
         self._put("node", drawn.node)
         self._put("data", drawn.data)
+        self._spare.append(drawn.data)
         sizes, there = drawn.sizes, self._fleet.there
         again = self._sizes is not None and np.array_equal(sizes, self._sizes)
         if not again or (there is not None and len(there) > BLOCK):
@@ -423,17 +440,12 @@ class Choices:
             self._put("lr", lr)
         return drawn.holders
 
-    def draw_ahead(self, block: int) -> None:
-        """Begin to draw a block, after the one before was laid out; best where Python has nothing
-        else to do, since it makes one step at a time."""
-        if block < self._blocks:
-            self._next = self._pool.submit(self._draw, block)
-
-    def _draw_first(self, block: int) -> _Drawn:
-        if self._fleet.problem.in_order:
-            for earlier in range(block):
-                self._draw(earlier)
-        return self._draw(block)
+    def draw_ahead(self) -> None:
+        """Begin to draw what follows; best where Python has nothing else to do, since it makes one
+        step at a time."""
+        while self._next < self._blocks and len(self._queue) < self._ahead:
+            self._queue.append(self._pool.submit(self._draw, self._next))
+            self._next += 1
 
     def _draw(self, block: int) -> _Drawn:
         fleet, activation = self._fleet, self._fleet.algorithm.activation
@@ -446,10 +458,10 @@ class Choices:
         data: list[NDArray[Any]] = [
             fleet.problem.draw(i, block, h.repeat(steps, axis=0)) for i, h in enumerate(holders)
         ]
-        # one array for all blocks: new memory costs as much as what is drawn into it
-        self._spare = np.concatenate(data, axis=1, out=self._spare)
+        spare = self._spare.pop() if self._spare else None
+        together = np.concatenate(data, axis=1, out=spare)
         sizes = fleet.factors.block(block * BLOCK)
-        return _Drawn(holders, np.concatenate(node, axis=1), self._spare, sizes)
+        return _Drawn(holders, np.concatenate(node, axis=1), together, sizes)
 
     def _put(self, name: str, values: NDArray[Any] | Tensor) -> None:
         tensor = torch.as_tensor(values)

@@ -142,6 +142,8 @@ class FleetQuadratic(FleetProblem):
     def draw(self, member: int, block: int, holders: NDArray[np.int64]) -> NDArray[np.float32]:
         m = self.members[member]
         shape = (BLOCK, holders.shape[1], self.problem.dim)
+        if not self.problem.sigma2:
+            return np.zeros((len(holders), *shape[1:]), dtype=np.float32)
         noise = by_step(
             lambda rng: rng.standard_normal(shape, dtype=np.float32),
             len(holders) // BLOCK,
@@ -151,7 +153,8 @@ class FleetQuadratic(FleetProblem):
             active=m.active,
             block=block,
         )
-        return noise * np.float32(math.sqrt(self.problem.sigma2 / self.problem.dim))
+        noise *= np.float32(math.sqrt(self.problem.sigma2 / self.problem.dim))
+        return noise
 
     def gradient(self, x: Tensor, node: Tensor, data: Tensor) -> Tensor:
         exact: Tensor = _times(self.hessian[node], x) - self.linear[node]
