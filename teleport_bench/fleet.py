@@ -43,8 +43,8 @@ FLEET_BYTES = 4 * 2**20
 MOST_PHASES = 64
 """Rounds after which the graphs of a fleet come round: each of them has a matrix for all runs."""
 
-AHEAD_BYTES = 2**28
-"""Random choices drawn ahead at most, or one block of them."""
+AHEAD, AHEAD_BYTES = 4, 2**28
+"""Blocks of random choices drawn ahead at most, and their bytes if that is more than one block."""
 
 TAPES = 64
 """Tapes that a fleet keeps, one for each place in the topologies' periods where a block begins."""
@@ -408,7 +408,7 @@ class Choices:
         fleet = self._fleet
         size = fleet.spec.build_problem().drawn() * fleet.algorithm.local_steps
         size *= 4 * BLOCK * sum(m.active for m in fleet.members)
-        threads = min(fleet.threads, max(1, AHEAD_BYTES // max(1, size)))
+        threads = min(AHEAD, fleet.threads, max(1, AHEAD_BYTES // max(1, size)))
         self._ahead = 1 if fleet.problem.in_order else threads
         self._queue: deque[Future[_Drawn]] = deque()
         with ThreadPoolExecutor(self._ahead) as self._pool:
