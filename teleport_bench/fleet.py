@@ -46,6 +46,9 @@ MOST_PHASES = 64
 AHEAD, AHEAD_BYTES = 4, 2**28
 """Blocks of random choices drawn ahead at most, and their bytes if that is more than one block."""
 
+COUNTED = 2**18
+"""Holders after which the messages between them are counted at the latest."""
+
 TAPES = 64
 """Tapes that a fleet keeps, one for each place in the topologies' periods where a block begins."""
 
@@ -312,7 +315,7 @@ class Fleet:
         if self._tape is None and len(self.tapes) < TAPES:
             state = self._into_buffers(state)
             if self.tapes is not None:
-                self._tape = self.tapes[key] = native.Tape(state, self.buffers)
+                self._tape = self.tapes[key] = native.Tape(state, self.buffers, self.threads)
         return state
 
     def _into_buffers(self, state: State) -> State:
@@ -689,18 +692,34 @@ class _Recorder:
         place = {key: i for i, key in enumerate(self.senders)}
         self.sender = np.array([place[key] for key in keys])
         self.sent = np.zeros((1, len(self.senders)), dtype=np.int64)
-        """(1 + BLOCK, senders): vectors sent up to the end of each round of the block."""
+        """(1 + rounds, senders): vectors sent before round `start`, and up to the end of the rounds
+        that were added up last."""
         self.start = 0
+        self._blocks: list[list[NDArray[np.int64]]] = []
+        """Holders in the rounds from `_first` on, which are yet to be added up."""
+        self._first, self._before = 0, list[NDArray[np.int64]]()
 
     def count(
         self, start: int, holders: list[NDArray[np.int64]], before: list[NDArray[np.int64]]
     ) -> None:
-        """Add what is sent in a block of rounds."""
-        method = self.fleet.algorithm
+        """Take note of a block of rounds; before: who held the tokens in the round before it."""
+        if not self._blocks:
+            self._first, self._before = start, before
+        self._blocks.append(holders)
+        if len(self._blocks) * sum(h.size for h in holders) > COUNTED:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        """Count what was sent in the rounds since the last time: together, as that is faster."""
+        if not self._blocks:
+            return
+        method, start = self.fleet.algorithm, self._first
+        holders = [np.concatenate(blocks) for blocks in zip(*self._blocks, strict=True)]
+        self._blocks.clear()
         carried = method.carried(momentum=self.fleet.spec.momentum > 0)
         counts = [
             sent(method.communication, *where, start, vectors=method.vectors, carried=carried)
-            for where in ((topology, holders[m], before[m]) for m, topology in self.senders)
+            for where in ((topology, holders[m], self._before[m]) for m, topology in self.senders)
         ]
         sums = np.cumsum(counts, axis=1).T
         self.sent = self.sent[-1] + np.concatenate([np.zeros_like(sums[:1]), sums])
@@ -720,6 +739,7 @@ class _Recorder:
         fleet, problem = self.fleet, self.fleet.spec.build_problem()
         with fleet.phase("metric"):
             values = self._metrics(t, x)
+        self._add_up()
         gradients = self._computing(t) * fleet.algorithm.local_steps
         size = self.sent[t - self.start][self.sender] * problem.n_params * x.element_size()
         epochs = [problem.epochs(n, g) for n, g in zip(self.nodes, gradients, strict=True)]
@@ -758,6 +778,7 @@ class _Recorder:
 
     def keep(self) -> dict[str, Any]:
         """What `restore` needs, between blocks."""
+        self._add_up()
         return {
             "over": self.over,
             "sent": self.sent[-1:],

@@ -52,13 +52,15 @@ def messages(
     teleport: Ints = (holders != previous).sum(1)
     if start == 0:
         teleport[0] = 0
-    per_period = []
-    for t in range(topology.period):
-        mixing = topology.mixing(t)
-        per_period.append(int((mixing.rows != mixing.indices).sum()))
     rounds = np.arange(start, start + len(holders))
-    gossip: Ints = np.array(per_period)[rounds % topology.period]
-    return carried * teleport + vectors * gossip
+    return carried * teleport + vectors * _entries(topology)[rounds % topology.period]
+
+
+@functools.lru_cache(maxsize=64)
+def _entries(topology: Topology) -> Ints:
+    """(period,): entries W[a, b], a != b, of each round."""
+    mixings = (topology.mixing(t) for t in range(topology.period))
+    return np.array([int((m.rows != m.indices).sum()) for m in mixings])
 
 
 def sent(

@@ -256,6 +256,20 @@ void teleport_combine(const Sum* a) {
 
 void teleport_use(Run other) { run = other; }
 
+struct Copy {
+    int64_t rows, width;
+    const float* from;
+    float* to;
+    int64_t threads;
+};
+
+void teleport_copy(const Copy* a) {
+    in_pieces(run, a->threads, a->rows, [&](int64_t, int64_t first, int64_t last) {
+        const int64_t at = first * a->width, n = (last - first) * a->width;
+        std::memcpy(a->to + at, a->from + at, n * sizeof(float));
+    });
+}
+
 // A recorded call, and the phase that its time counts to.
 struct Call {
     void (*run)(const void*);
@@ -263,8 +277,11 @@ struct Call {
     int64_t phase;
 };
 
-// seconds: by phase, added to. ends: of each call, seconds from the first one's begin; or null.
-void teleport_replay(const Call* calls, int64_t n, double* seconds, double* ends) {
+// copies: what comes before, in no phase. seconds: by phase, added to. ends: of each call, seconds
+// from the first one's begin; or null.
+void teleport_replay(const Copy* copies, int64_t n_copies, const Call* calls, int64_t n,
+                     double* seconds, double* ends) {
+    for (int64_t i = 0; i < n_copies; ++i) teleport_copy(copies + i);
     using Clock = std::chrono::steady_clock;
     const auto start = Clock::now();
     auto began = start;

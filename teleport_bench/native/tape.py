@@ -23,6 +23,7 @@ from teleport_bench.native.calls import PHASES, POINTER, WORD, Call, structure
 from teleport_bench.native.library import library
 
 _CallStruct = structure("Call", run=POINTER, arguments=POINTER, phase=WORD)
+_CopyStruct = structure("Copy", rows=WORD, width=WORD, source=POINTER, to=POINTER, threads=WORD)
 
 
 class Buffers:
@@ -84,8 +85,8 @@ class Watch(TorchFunctionMode):
 class Tape:
     """The calls of the rounds of one block, and the state between them."""
 
-    def __init__(self, state: Mapping[str, Tensor], buffers: Buffers) -> None:
-        self._buffers = buffers
+    def __init__(self, state: Mapping[str, Tensor], buffers: Buffers, threads: int) -> None:
+        self._buffers, self._threads = buffers, threads
         self._states = [self._addresses(state)]
         self._calls: list[Call] = []
         self._ends = [0]
@@ -119,10 +120,16 @@ class Tape:
             self._table = (_CallStruct * len(entries))(*entries)
         begins, ends = self._states[first], self._states[last]
         moved = {name: t for name, t in state.items() if t.data_ptr() != begins[name]}
-        if moved:  # all read before any is written: a buffer may be another's place
-            content = {name: tensor.clone() for name, tensor in moved.items()}
-            for name, tensor in content.items():
-                self._buffers.lend(begins[name]).copy_(tensor)
+        places = {begins[name] for name in moved}
+        if any(tensor.data_ptr() in places for tensor in moved.values()):
+            moved = {name: tensor.clone() for name, tensor in moved.items()}
+        # copied by the library, as torch would let go of Python, which the next draw then takes
+        copies = (_CopyStruct * len(moved))(
+            *(
+                _CopyStruct(*self._buffers.shape, tensor.data_ptr(), begins[name], self._threads)
+                for name, tensor in moved.items()
+            )
+        )
         seconds = (ctypes.c_double * len(PHASES))()
         start, stop = self._ends[first], self._ends[last]
         loaded = library()
@@ -130,9 +137,10 @@ class Tape:
         tracing = trace.current()
         spans = (ctypes.c_double * (stop - start))() if tracing else None
         began = time.perf_counter()
-        if stop > start:
-            first_call = ctypes.byref(self._table[start])
-            loaded.teleport_replay(first_call, WORD(stop - start), seconds, spans)
+        first_call = ctypes.byref(self._table, start * ctypes.sizeof(_CallStruct))
+        loaded.teleport_replay(
+            copies, WORD(len(copies)), first_call, WORD(stop - start), seconds, spans
+        )
         if tracing and spans:
             tracing.add_calls([call.phase for call in self._calls[start:stop]], began, list(spans))
         for name, spent in zip(PHASES, seconds, strict=True):
