@@ -256,7 +256,9 @@ class Replacement:
             active=k,
             block=block,
         )
-        return self.shards[holders[:, :, None], position]
+        # a third of the time of shards[holders[:, :, None], position]
+        ids: Shards = self.shards.reshape(-1).take(holders[:, :, None] * shard_size + position)
+        return ids
 
 
 class Shuffle:
