@@ -24,7 +24,12 @@ def measured(tmp_path_factory: pytest.TempPathFactory, bench: Callable[..., Any]
     folder = tmp_path_factory.mktemp("rounds")
     done = bench("rounds", "--scale", "small", "--device", "cpu", "--out", folder)
     assert done.code == 0, done.err
-    for caption in ("Node-updates a second", "what a round of few rows costs", "one by one"):
+    for caption in (
+        "Node-updates a second",
+        "what a round of few rows costs",
+        "one by one",
+        "over one of",
+    ):
         assert caption in done.out
     (place,) = (folder / "rounds").iterdir()
     return place
@@ -34,7 +39,7 @@ def test_a_run_leaves_tables_a_figure_and_all_samples(measured: Path) -> None:
     names = {p.relative_to(measured).as_posix() for p in measured.rglob("*") if p.is_file()}
     tables = {
         f"tables/{name}.{form}"
-        for name in ("updates", "few-tokens", "fleets")
+        for name in ("updates", "few-tokens", "fleets", "algorithms")
         for form in ("md", "tex")
     }
     figures = {"figures/updates.svg", "figures/updates.png"}
@@ -59,7 +64,9 @@ def test_the_same_samples_are_drawn_again_byte_for_byte(
         assert (again / path.relative_to(measured)).read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize(("key", "value"), [("who", "loop"), ("kind", "fleet"), ("model", "mlp")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("who", "loop"), ("kind", "fleet"), ("kind", "algorithm"), ("model", "mlp")]
+)
 def test_what_is_there_of_a_run_that_was_cut_short_is_drawn(
     measured: Path, tmp_path: Path, bench: Callable[..., Any], key: str, value: str
 ) -> None:
@@ -107,6 +114,8 @@ def test_tables_say_what_the_samples_say(tmp_path: Path, bench: Callable[..., An
     few = {"method": "teleportation", "times_dsgd": 1.25, "times_dsgd_range": [1.2, 1.3]}
     fleet = {"kind": "fleet", "model": "lenet", "who": "fleet", "updates_per_second": 2e3}
     alone = fleet | {"who": "one by one", "times_ours": 1.5, "times_ours_range": [1.4, 1.6]}
+    tracking = {"kind": "algorithm", "method": "Gradient tracking", "tensors": 2, "local_steps": 1}
+    tracking |= {"times_dsgd": 1.5, "times_dsgd_range": [1.4, 1.6]}
     content = {
         "machine_info": {"cpu": {"brand_raw": "A Processor"}, "threads": 2, "torch": "2.13.0"},
         "benchmarks": [
@@ -116,6 +125,7 @@ def test_tables_say_what_the_samples_say(tmp_path: Path, bench: Callable[..., An
             case(who="compiled", updates_per_second=2.4e5, **few),
             case(**fleet),
             case(**alone),
+            case(who="compiled", updates_per_second=2e5, **tracking),
         ],
     }
     (tmp_path / "x.json").write_text(json.dumps(content))
@@ -149,3 +159,4 @@ def test_tables_say_what_the_samples_say(tmp_path: Path, bench: Callable[..., An
         ["fleet", "2,000", ""],
         ["one by one", "2,000", "1.5"],
     ]
+    assert cells("algorithms") == [["MLP 64-64-10", "Gradient tracking", "2", "1", "1.50", "0.75"]]

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from teleport_bench import RunSpec
 from teleport_bench.fleet import Fleet, group
+from teleport_bench.registry import ALGORITHMS
 from teleport_kernels.roofline import bytes_moved, seconds
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # whatever torch says of a user's code
@@ -175,6 +176,59 @@ def test_fleet(benchmark: Any, name: str, who: str, device: torch.device, scale:
         "params": problem.n_params,
         "who": who,
         "engine": me.engine,
+        **timed.facts(),
+    }
+
+
+FIELD: dict[str, dict[str, Any]] = {
+    "mlp": {"name": "classification", **MODELS["mlp"]},
+    # a gradient is three operations a parameter: mixing is most of a round
+    "curvature": {"name": "quadratic", "family": "curvature", "dim": 5000, "sigma2": 0},
+}
+
+
+@pytest.mark.parametrize("model", FIELD)
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS.names() if name != "dsgd"])
+def test_algorithms(
+    benchmark: Any, name: str, model: str, device: torch.device, scale: str
+) -> None:
+    """Every algorithm's round beside one of D-SGD with the same momentum."""
+    kind = ALGORITHMS[name].component
+    shared = {
+        "nodes": 16,
+        "problem": FIELD[model],
+        "lr": 0.01,
+        "momentum": 0.9 if kind.momentum else 0.0,
+        "rounds": CHECKED,
+    }
+    own = {"active": ACTIVE} if kind.partial else {}
+    spec = RunSpec.model_validate(shared | {"algorithm": name} | own)
+    dsgd = Ours(RunSpec.model_validate(shared | {"algorithm": "dsgd", "topology": "ring"}), device)
+    me = Ours(spec, device)
+    if me.engine == "torch":
+        pytest.skip("no C++ compiler, so nothing to measure")
+    torch.testing.assert_close(  # which the tests compare with equations
+        me.advance(CHECKED)[1], Ours(spec, device, compiled=False).advance(CHECKED)[1]
+    )
+
+    problem, method = spec.build_problem(), spec.build_algorithm()
+    moved = bytes_moved("gossip_mix", me.rows, problem.n_params, 4)
+    work = Work(me.rows * problem.operations() * method.local_steps, moved)
+    timed = Timed(me, {"dsgd": dsgd}, work, device, 0.0 if scale == "small" else BUDGET / 2)
+    timed.measure(benchmark, pairs=1 if scale == "small" else 9)
+    benchmark.extra_info |= {
+        "kind": "algorithm",
+        "model": model,
+        "method": method.label,
+        "nodes": 16,
+        "active": me.rows,
+        "runs": 1,
+        "batch": getattr(problem, "batch_size", None),
+        "params": problem.n_params,
+        "who": "compiled",
+        "engine": me.engine,
+        "tensors": method.vectors,
+        "local_steps": method.local_steps,
         **timed.facts(),
     }
 

@@ -46,6 +46,8 @@ def build(frame: pd.DataFrame, machine: Mapping[str, Any]) -> tuple[list[Table],
         tables.append(_few_tokens(rounds))
     if len(fleets):
         tables.append(_fleets(fleets))
+    if "tensors" in frame:
+        tables.append(_algorithms(frame[frame["kind"] == "algorithm"]))
     files = bench.files_of(frame, tables)
     if len(rounds):
         for form, content in _figure(rounds, machine).items():
@@ -138,6 +140,34 @@ def _fleets(fleets: pd.DataFrame) -> Table:
         columns,
         rows,
         ["From the making of each fleet to its end; evaluations are left out."],
+    )
+
+
+def _algorithms(field: pd.DataFrame) -> Table:
+    columns = ["model", "algorithm", "tensors", "gradients", "a node-update", "a tensor"]
+    names = {"mlp": MODELS["mlp"], "curvature": "quadratic, d = 5,000"}
+    rows: list[Sequence[Cell]] = []
+    for _, row in field.sort_values(["model", "method"], ascending=[False, True]).iterrows():
+        tensors, steps = int(row["tensors"]), int(row["local_steps"])
+        each = row["times_dsgd"] / tensors / steps
+        over = _ratio(row, "times_dsgd", "{:.2f}")
+        mixed = marked(each, row["times_dsgd_range"], "{:.2f}")
+        rows.append([names[row["model"]], row["method"], tensors, steps, over, mixed])
+    return Table(
+        "algorithms",
+        "A round of every algorithm over one of D-SGD",
+        columns,
+        columns,
+        rows,
+        [
+            "n = 16 on a ring, where an algorithm has no graph of its own; k = 8 of them active "
+            "where only some are. Momentum 0.9 where an algorithm has it, as has D-SGD beside it.",
+            "tensors: that it mixes in a round; gradients: that a row takes in a round. a "
+            "node-update: time of a round over D-SGD's, both divided by their rows; a tensor: "
+            "that, divided by tensors and gradients. The quadratic has no noise, and gradients "
+            "that cost next to nothing: there passes over memory are what is timed.",
+            f"~ the pairs differ by more than {bench.SPREAD:.0%}.",
+        ],
     )
 
 
