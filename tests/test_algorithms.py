@@ -469,6 +469,21 @@ def test_local_steps_count_as_gradients_and_one_is_the_method_without(name: str)
     assert one["objective_gap"] == curves(one_step(plain, **complete))[0]["objective_gap"]
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "plain"),
+    [
+        ("decentlam", {}, "dsgd"),
+        ("qg_dsgdm", {}, "dsgd"),
+        ("fedavg", {"active": 5}, "allreduce"),
+        ("teleportation", {"active": 5, "topology": "complete"}, "allreduce"),
+    ],
+)
+def test_special_cases_are_the_plain_method(name: str, settings: Any, plain: str) -> None:
+    """Without momentum; with all nodes active and averaged, in whatever order they are drawn."""
+    (special,), (expected,) = curves(one_step(name, **settings)), curves(spec(plain))
+    assert special["objective_gap"] == pytest.approx(expected["objective_gap"], rel=1e-3)
+
+
 HOLDERS = np.stack([np.random.default_rng(t).permutation(9)[:4] for t in range(BLOCK)])
 
 

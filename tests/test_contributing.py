@@ -67,7 +67,7 @@ def test_the_commands_of_the_recipes_work_in_their_order(project: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for word in ("signed", "path", "half_digits", "recipes", "SignSGD", "graph = path"):
+    for word in ("two_gossips", "path", "half_digits", "recipes", "Two gossips", "graph = path"):
         assert word in done.stdout
     assert "byte for byte" in done.stdout
 

@@ -22,8 +22,9 @@ class Epidemic(Algorithm):
 
     s = `out_degree` (n - 1 where n is smaller) distinct others are drawn uniformly by every node:
     EL-Local. Rows of W sum to 1, columns only in expectation: the mean over the nodes wanders.
-    `period` rounds are drawn, of the run's seed, and then come again. With momentum the buffer
-    stays at its node. Source: de Vos et al. 2023.
+    `period` rounds are drawn, of the run's seed, and then come again: what differing data add to
+    the error of the mean falls no further than to what it is after `period` rounds. With momentum
+    the buffer stays at its node. Source: de Vos et al. 2023.
     """
 
     label = "Epidemic Learning"
