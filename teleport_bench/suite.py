@@ -171,7 +171,7 @@ class Suite:
         """A built-in suite by name, or any suite file by path; overrides are KEY=VALUE.
 
         scale: "small" sets what the file has under [small]. Raises UserError naming file, line,
-        key, and what was expected.
+        key, and what was expected, at either scale also for mistakes under [small].
         """
         if scale not in get_args(Scale):
             raise UserError(f"unknown scale '{scale}'{nearest(str(scale), get_args(Scale))}")
@@ -188,7 +188,13 @@ class Suite:
             source = _at_small_scale(source, locator)
         for override in overrides:
             locator.overridden[_override(source, override)] = f"--set {override}"
-        return cls.from_source(suite_name(name, scale), source, locator)
+        suite = cls.from_source(suite_name(name, scale), source, locator)
+        if scale == "full" and suite.spec.small:
+            try:  # what is set for this scale may not suit the other
+                cls.load(name, (), "small")
+            except UserError:
+                cls.load(name, overrides, "small")  # but the file may need it
+        return suite
 
     @classmethod
     def from_source(
@@ -504,14 +510,16 @@ def _at_small_scale(source: dict[str, Any], where: Locator) -> dict[str, Any]:
     if not small or not isinstance(small, dict):
         raise UserError(f"{where.name} has no [small] table, so no other scale: leave --scale out")
     changes = []
+    lines = where.places()
     for path, value in _leaves(small, source):
-        where.overridden[path] = "[small]"
+        where.overridden[path] = lines.get(("small", *path), "[small]")
         full: Any = source
         for key in path:
             full = full.get(key) if isinstance(full, dict) else None
         if path[0] in ("run", "grid", "tune"):
             was = "" if full is None else f" instead of {_brief(full)}"
             changes.append(f"{'.'.join(map(str, path[1:]))} = {_brief(value)}{was}")
+    where.name += " at small scale"
     merged = _merge({k: v for k, v in source.items() if k != "small"}, small)
     return merged | {"scale_note": f"Small scale: {'; '.join(changes)}."}
 

@@ -397,21 +397,47 @@ def test_a_file_whose_results_would_lie_elsewhere_is_refused(tmp_path: Path) -> 
         Suite.load(str(tmp_path / "...toml"))
 
 
+NO_SMALL = {"a word": 'small = "x"\n{}', "empty": "{}\n[small]\n", "missing": "{}"}
+
+
+@pytest.mark.parametrize("form", NO_SMALL.values(), ids=NO_SMALL)
+def test_without_a_small_table_there_is_no_small_scale(
+    texts: Texts, write: Callable[..., Path], form: str
+) -> None:
+    with pytest.raises(UserError, match="table, so no other scale: leave --scale out"):
+        Suite.load(str(write(form.format(texts["tiny"]))), scale="small")
+
+
 SMALL = {
-    "a small table that is a word": ('small = "x"\n{}', "no [small] table"),
-    "a small table that is empty": ("{}\n[small]\n", "no [small] table"),
-    "an unknown key": ("{}\n[small]\nruns = 3\n", "[small]: runs: unknown key 'runs'"),
-    "an unknown setting": ("{}\n[small.run]\nround = 3\n", "did you mean 'rounds'?"),
+    "a key": ("[small]\ncliam = 3\n", "line 33: cliam: unknown key 'cliam'; did you mean 'claim'?"),
+    "a setting": ("[small.run]\nround = 3\n", "line 33: round: unknown key 'round'; did you mean"),
+    "a setting in a grid": ("[small.grid]\nsede = [3]\n", "line 33: sede: unknown key 'sede'"),
+    "an option": ("[small.run.problem]\ndin = 2\n", "line 33: problem.din: unknown key 'din'"),
+    "a value": ("[small]\nrun = { rounds = -8 }\n", "line 33: rounds: input should be greater"),
+    "what does not suit": ("[small.grid]\nnodes = [1]\n", "line 22: active: active = 2 is more"),
 }
 
 
-@pytest.mark.parametrize(("form", "words"), SMALL.values(), ids=SMALL)
-def test_a_mistake_under_small_is_explained_at_small_scale(
-    texts: Texts, write: Callable[..., Path], form: str, words: str
+@pytest.mark.parametrize("scale", ["full", "small"])
+@pytest.mark.parametrize(("table", "words"), SMALL.values(), ids=SMALL)
+def test_a_mistake_under_small_is_one_at_any_scale(
+    texts: Texts, write: Callable[..., Path], table: str, words: str, scale: Any
 ) -> None:
-    with pytest.raises(UserError) as error:
-        Suite.load(str(write(form.format(texts["tiny"]))), scale="small")
-    assert words in str(error.value)
+    path = write(texts["tiny"] + table)
+    for overrides in ([], ["lr=0.2"]):
+        with pytest.raises(UserError) as error:
+            Suite.load(str(path), overrides, scale)
+        assert f"{path} at small scale, {words}" in str(error.value)
+
+
+def test_what_is_set_at_full_scale_need_not_suit_the_small_one(
+    texts: Texts, write: Callable[..., Path]
+) -> None:
+    small = (
+        SHORT.replace('"dsgd"', '"teleportation", active = 1') + "small = { run = { nodes = 2 } }\n"
+    )
+    assert Suite.load(str(write(small)), ["active=4"])
+    assert Suite.load(str(write(small.replace("lr = 0.1, ", ""))), ["lr=0.1"])
 
 
 OVERRIDES = {
