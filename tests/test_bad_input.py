@@ -329,6 +329,24 @@ SUITES: dict[str, tuple[str, Any, str, Words]] = {
         "\n[theory]\nL = 1e300\n",
         ["theory.L: expected at most 1e50, got 1e+300"],
     ),
+    "a theory measured by a cost": (
+        "tiny",
+        ADD,
+        '\n[theory]\nmeasured = "time"\n',
+        ["'time' is computed for a report", "no best k is found by it"],
+    ),
+    "tuning by bytes to a target": (
+        "tuned",
+        'metric = "objective_gap"',
+        'metric = "bytes_to_target"',
+        ["'bytes_to_target' is computed for a report", "no step size is chosen by it"],
+    ),
+    "tuning by rounds to no target": (
+        "tuned",
+        'metric = "objective_gap"',
+        'metric = "rounds_to_target"',
+        ["D-SGD has no target, so no rounds_to_target", "[run.stop]"],
+    ),
     "a theory measured by another problem's metric": (
         "tiny",
         ADD,
@@ -431,7 +449,7 @@ def test_a_mistake_under_small_is_one_at_any_scale(
 
 
 def test_what_is_set_at_full_scale_need_not_suit_the_small_one(
-    texts: Texts, write: Callable[..., Path]
+    write: Callable[..., Path],
 ) -> None:
     small = (
         SHORT.replace('"dsgd"', '"teleportation", active = 1') + "small = { run = { nodes = 2 } }\n"
