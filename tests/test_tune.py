@@ -273,3 +273,12 @@ def test_where_no_step_size_converges_there_is_a_report_without_results(
     rows = (tmp_path / "out" / "tiny" / "tables" / "details.csv").read_text().splitlines()[1:]
     assert len(rows) == 6
     assert all(",none,,,0," in row for row in rows)
+
+
+def test_a_table_of_a_suite_without_runs_is_empty(
+    write: Callable[..., Path], run: Callable[..., Any], tmp_path: Path
+) -> None:
+    text = 'title = "t"\n[theory]\n[[table]]\nname = "gap"\nvalues = ["objective_gap"]\n'
+    assert run(write(text)).code == 0
+    table = tmp_path / "out" / "tiny" / "tables" / "gap.csv"
+    assert len(table.read_text().splitlines()) == 1
