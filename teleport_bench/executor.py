@@ -139,7 +139,7 @@ def run_group(
         on_tick(tick)
 
     try:
-        memory.check(specs, device)
+        memory.check(specs, device, compiled=compiled)
         fleet = Fleet(specs, device, compiled=compiled)
         if checkpoints:
             components = [plugins.used(spec.model_dump(mode="json")) for spec in specs]
@@ -152,7 +152,7 @@ def run_group(
             f"{type(exception).__name__}: {exception} ({Path(where.filename).name}:{where.lineno})"
         )
         if short := memory.is_shortage(exception):
-            error = f"{error}: the run {memory.shortage(specs, device)}"
+            error = f"{error}: the run {memory.shortage(specs, device, compiled=compiled)}"
     if short:
         fleet = None
         gc.collect()  # its tensors, which refer to each other, before there are others

@@ -28,7 +28,6 @@ from teleport_bench.graphs import Graphs
 from teleport_bench.metrics import AXES
 from teleport_bench.native.calls import PHASES
 from teleport_bench.network import sent
-from teleport_bench.problems import Member
 from teleport_bench.problems.base import worlds_of
 from teleport_bench.spec import RunSpec, canonical
 from teleport_kernels import cpu
@@ -142,10 +141,7 @@ class Fleet:
         self.topologies = [spec.build_topology() for spec in specs]
 
         # Runs that share seed, nodes and active nodes share their random choices: one member.
-        of_run = [
-            Member(s.seed, s.nodes, s.n_active, (s.share.first, s.share.among) if s.share else None)
-            for s in specs
-        ]
+        of_run = [spec.member for spec in specs]
         self.members = list(dict.fromkeys(of_run))
         worlds = {world: i for i, world in enumerate(worlds_of(self.members))}
         self.problem = self.spec.build_problem().fleet(self.members, self.device)

@@ -38,7 +38,7 @@ class Locator:
 
     def best(self, candidates: Sequence[Loc], message: str) -> str:
         """The message at the candidate of which most of the path is given in the file."""
-        known = self._places()
+        known = self.places()
 
         def missing(place: Loc) -> float:
             if any("." in str(key) for key in place) and place not in known:
@@ -49,13 +49,14 @@ class Locator:
 
     def at(self, place: Loc, message: str) -> str:
         """The message behind the file and the line of that setting, or of its nearest parent."""
-        known = self._places()
+        known = self.places()
         for depth in range(len(place), 0, -1):
             if place[:depth] in known:
                 return f"{self.name}, {known[place[:depth]]}: {message}"
         return f"{self.name}: {message}"
 
-    def _places(self) -> dict[Loc, str]:
+    def places(self) -> dict[Loc, str]:
+        """Where every setting is given: its line, or what overrides it."""
         lines: dict[Loc, str] = {}
         for key, number in self._keys():
             lines.setdefault(key, f"line {number}")

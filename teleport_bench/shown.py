@@ -11,7 +11,15 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.locator import Loc, Locator, brief
-from teleport_bench.metrics import AXES, COSTS, METRICS, NOT_EVALUATED, ROUND_TIME, TO_TARGET
+from teleport_bench.metrics import (
+    AXES,
+    COSTS,
+    METRICS,
+    NOT_EVALUATED,
+    ROUND_TIME,
+    ROUNDS_TO_TARGET,
+    TO_TARGET,
+)
 from teleport_bench.registry import StrictModel
 from teleport_bench.spec import RunSpec
 from teleport_bench.topologies import topology
@@ -258,6 +266,14 @@ class Check:
 
     def __post_init__(self) -> None:
         self._settings = [settings_of(spec) for _, spec in self.runs]
+
+    def evaluated(self, name: str, why: str, place: Loc) -> None:
+        """A metric that records hold, and not one that is measured or computed of a whole run."""
+        if name in (*COSTS, *NOT_EVALUATED) and name != ROUNDS_TO_TARGET:
+            how = "measured" if name == ROUND_TIME else "computed for a report"
+            message = f"'{name}' is {how} and not evaluated along a run; {why}"
+            raise UserError(self.where.at(place, message))
+        self._metrics([name], range(len(self.runs)), place)
 
     def tables(self, items: Sequence[TableSpec]) -> None:
         for i, item in enumerate(items):

@@ -15,7 +15,7 @@ from teleport_bench.activation import draw_holders
 from teleport_bench.algorithms import Algorithm
 from teleport_bench.conditions import Away, absence, conditioned, period
 from teleport_bench.errors import UserError, nearest
-from teleport_bench.problems import Problem
+from teleport_bench.problems import Member, Problem
 from teleport_bench.registry import (
     ALGORITHMS,
     PROBLEMS,
@@ -180,6 +180,12 @@ class RunSpec(StrictModel):
         assert self.active is not None
         return self.active
 
+    @property
+    def member(self) -> Member:
+        """What its random choices depend on."""
+        share = (self.share.first, self.share.among) if self.share else None
+        return Member(self.seed, self.nodes, self.n_active, share)
+
     def varied(self, **changes: Any) -> RunSpec:
         """The same run with other values, which must be valid: sweeps make thousands of these."""
         other = self.model_copy(update=changes)
@@ -222,10 +228,9 @@ class RunSpec(StrictModel):
 
     def holders(self, block: int) -> NDArray[np.int64]:
         """(BLOCK, k): the node that holds token a in each round of the block."""
-        share = (self.share.first, self.share.among) if self.share else None
         activation = self.build_algorithm().activation
         away = absence(self.away, self.seed, self.nodes) if self.away else None
-        return draw_holders(activation, self.seed, self.nodes, self.n_active, block, share, away)
+        return draw_holders(activation, *self.member[:3], block, self.member.share, away)
 
     def build_algorithm(self) -> Algorithm:
         return build_algorithm(self.algorithm)

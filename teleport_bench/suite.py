@@ -26,7 +26,6 @@ from pydantic import (
 from teleport_bench import plugins
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.locator import Loc, Locator, brief
-from teleport_bench.metrics import ROUND_TIME, ROUNDS_TO_TARGET, TO_TARGET
 from teleport_bench.registry import ALGORITHMS, StrictModel, error_at
 from teleport_bench.shown import (
     Check,
@@ -171,7 +170,7 @@ class Suite:
         """A built-in suite by name, or any suite file by path; overrides are KEY=VALUE.
 
         scale: "small" sets what the file has under [small]. Raises UserError naming file, line,
-        key, and what was expected.
+        key, and what was expected, at either scale also for mistakes under [small].
         """
         if scale not in get_args(Scale):
             raise UserError(f"unknown scale '{scale}'{nearest(str(scale), get_args(Scale))}")
@@ -188,7 +187,13 @@ class Suite:
             source = _at_small_scale(source, locator)
         for override in overrides:
             locator.overridden[_override(source, override)] = f"--set {override}"
-        return cls.from_source(suite_name(name, scale), source, locator)
+        suite = cls.from_source(suite_name(name, scale), source, locator)
+        if scale == "full" and suite.spec.small:
+            try:  # what is set for this scale may not suit the other
+                cls.load(name, (), "small")
+            except UserError:
+                cls.load(name, overrides, "small")  # but the file may need it
+        return suite
 
     @classmethod
     def from_source(
@@ -344,43 +349,19 @@ class Suite:
     def _check_report(self, where: Locator) -> None:
         """Every table and figure shows metrics that there are, and averages over seeds alone."""
         tune = self.spec.tune
-        if tune:
-            self._check_metrics([tune.metric], where, ("tune", "metric"))
-            self._check_evaluated(tune.metric, "no step size is chosen by it", where, "tune")
         chosen = {"lr"} if tune else set()
         if any(run.search for run in self._reported):
             chosen |= {"active", "share"}
         runs = [(run.label, run.spec) for run in self._reported]
         check = Check(runs, chosen, self.spec.network, where)
+        if tune:
+            check.evaluated(tune.metric, "no step size is chosen by it", ("tune", "metric"))
         check.tables(self.spec.table)
         check.figures(self.spec.figure)
         check.claims(self.spec.claim)
         if self.spec.theory and (measured := self.spec.theory.measured):
-            self._check_metrics([measured], where, ("theory", "measured"))
+            check.evaluated(measured, "no best k is found by it", ("theory", "measured"))
         check.profiles(self.spec.profile)
-
-    def _check_evaluated(self, name: str, why: str, where: Locator, *place: str | int) -> None:
-        if name in TO_TARGET and name != ROUNDS_TO_TARGET:
-            message = f"'{name}' is computed for a report; take {ROUNDS_TO_TARGET}: {why}"
-            raise UserError(where.at(place, message))
-        if name == ROUND_TIME:
-            message = f"'{name}' is measured and not evaluated along a run; {why}"
-            raise UserError(where.at(place, message))
-
-    def _check_metrics(self, names: Sequence[str], where: Locator, place: Loc) -> None:
-        for run in self._reported:
-            target = (ROUNDS_TO_TARGET,) if run.spec.stop else ()
-            known = (*run.spec.known_metrics(), ROUND_TIME, *target)
-            missing = [name for name in names if name not in known]
-            if missing == [ROUNDS_TO_TARGET]:
-                message = f"'{ROUNDS_TO_TARGET}' needs a target: give the runs a stop"
-                raise UserError(where.at(place, message))
-            if missing:
-                message = (
-                    f"problem {run.spec.problem['name']} does not report '{missing[0]}': "
-                    f"it reports {', '.join(known)}"
-                )
-                raise UserError(where.at(place, message))
 
     def reported(self, chosen: Mapping[str, Mapping[str, Any]] | None = None) -> list[PlannedRun]:
         """The runs that tables and figures show, at the chosen settings of each cell.
@@ -504,14 +485,16 @@ def _at_small_scale(source: dict[str, Any], where: Locator) -> dict[str, Any]:
     if not small or not isinstance(small, dict):
         raise UserError(f"{where.name} has no [small] table, so no other scale: leave --scale out")
     changes = []
+    lines = where.places()
     for path, value in _leaves(small, source):
-        where.overridden[path] = "[small]"
+        where.overridden[path] = lines.get(("small", *path), "[small]")
         full: Any = source
         for key in path:
             full = full.get(key) if isinstance(full, dict) else None
         if path[0] in ("run", "grid", "tune"):
             was = "" if full is None else f" instead of {_brief(full)}"
             changes.append(f"{'.'.join(map(str, path[1:]))} = {_brief(value)}{was}")
+    where.name += " at small scale"
     merged = _merge({k: v for k, v in source.items() if k != "small"}, small)
     return merged | {"scale_note": f"Small scale: {'; '.join(changes)}."}
 

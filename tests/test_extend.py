@@ -479,3 +479,16 @@ def test_a_broken_installed_package_is_named(
         assert reason in done.err
         assert "repair or uninstall it" in done.err
         assert "Traceback" not in done.err
+
+
+def test_what_two_entry_points_of_a_package_bring_is_all_its_own(
+    install: Callable[[str], None], tmp_path: Path
+) -> None:
+    install(ALGORITHM)
+    site = tmp_path / "site"
+    (site / "another_of_a_test.py").write_text(ALGORITHM.replace('"mine"', '"yours"'))
+    with (site / "my_package-1.2.dist-info" / "entry_points.txt").open("a") as points:
+        points.write("others = another_of_a_test\n")
+    assert {"mine", "yours"} <= set(registry.ALGORITHMS.names())
+    assert plugins.LOADED["my-package"].components == {"mine", "yours"}
+    sys.modules.pop("another_of_a_test", None)

@@ -654,3 +654,11 @@ def _nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
     """No bar, no warning of a library."""
     yield
     assert capfd.readouterr().err == ""
+
+
+def test_a_split_without_rows_is_named(make: Make) -> None:
+    folder = make()
+    path = folder / "data" / "train-00000-of-00001.parquet"
+    save(columns(pictures(1), [0]).select([]), path)
+    with pytest.raises(UserError, match="has no rows"):
+        tiny()

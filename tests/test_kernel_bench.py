@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from teleport_bench import cli
 from teleport_bench.report import kernels
 from teleport_kernels.roofline import bytes_moved
 
@@ -212,3 +214,22 @@ def test_a_step_that_fails_or_takes_too_long_stops_nothing_else(
     assert "works: 0 after" in out
     assert "not passed: fails, hangs" in out
     assert (tmp_path / "works.log").read_text() == "7\n"
+
+
+def test_benchmarks_that_fail_say_so(
+    monkeypatch: pytest.MonkeyPatch, bench: Callable[..., Any], tmp_path: Path
+) -> None:
+    failed = subprocess.CompletedProcess([], 3)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    done = bench("kernels", "--out", tmp_path)
+    assert (done.code, list(tmp_path.iterdir())) == (1, [])
+    assert "the benchmarks ended with exit code 3" in done.err
+
+
+def test_benchmarks_need_the_checkout_and_their_package(
+    monkeypatch: pytest.MonkeyPatch, bench: Callable[..., Any], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert "pytest-benchmark is missing" in bench("kernels", "--out", tmp_path).err
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "teleport_bench" / "cli.py"))
+    assert "run it from there, or give --json" in bench("kernels", "--out", tmp_path).err

@@ -299,7 +299,18 @@ class Peeks(Plain):
         return {"x": r.sgd_mix(state["x"], g, None) if float(g.sum()) > 0 else state["x"]}
 
 
-@pytest.mark.parametrize("method", [Remembers, InTorch, InPlace, Peeks])
+class Counts(Plain):
+    """Keeps what is no row of parameters."""
+
+    def start(self, x: Tensor, *, momentum: bool) -> State:
+        return {"x": x, "rounds": torch.zeros(1)}
+
+    def step(self, state: State, r: Any) -> State:
+        x = state["x"]
+        return {"x": r.sgd_mix(x, r.gradient(x), None), "rounds": state["rounds"] + 1}
+
+
+@pytest.mark.parametrize("method", [Remembers, InTorch, InPlace, Peeks, Counts])
 def test_algorithms_that_do_more_than_recorded_calls(
     method: type[DSGD], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,3 +403,13 @@ def test_the_library_is_compiled_once_for_all_processes(
     assert not native.compiled()
     compiler.load(native.library.SOURCE, native.library.FLAGS, includes=native.library.INCLUDES)
     assert native.compiled()
+
+
+def test_a_sum_is_of_rows_of_one_shape() -> None:
+    with pytest.raises(ValueError, match="a term must be float32 rows of shape"):
+        native.combine([(1.0, 0, torch.zeros(2, 4))], torch.ones(2), torch.zeros(2, 3))
+
+
+def test_without_a_compiler_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/no/compiler")
+    assert not native.compiled()

@@ -1,5 +1,6 @@
 """Records: consistent or refused, written whole or not at all."""
 
+import errno
 import gzip
 import json
 import os
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from teleport_bench import Record, RunSpec, UserError, executor
-from teleport_bench.record import Store
+from teleport_bench.record import Store, provenance
 from teleport_bench.record.provenance import environment
 from teleport_bench.record.schema import Made
 from teleport_bench.record.store import PACK_FILE, write_atomically
@@ -357,3 +358,23 @@ def test_many_tuning_runs_are_packed_and_not_run_again(tmp_path, monkeypatch, wr
     for name in ("tables/gap.csv", "tables/step-sizes.csv"):
         packed, loose = ((tmp_path / out / "tuned" / name).read_text() for out in ("out", "loose"))
         assert packed == loose
+
+
+def test_without_git_a_record_has_a_version_and_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    provenance.code.cache_clear()
+    try:
+        assert provenance.code()["commit"] is None
+    finally:
+        provenance.code.cache_clear()
+    assert provenance._version("no-such-package") is None
+
+
+def test_a_file_system_without_locks_takes_records(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    assert not Store(tmp_path)._lock()

@@ -301,3 +301,8 @@ def test_epochs_that_do_not_come_out_even_are_refused():
         equal_epochs(grid={"nodes": [5]}, method=[{"algorithm": "teleportation", "active": 4}])
     with pytest.raises(UserError, match="a search for k compares equal rounds"):
         make(equal="epochs")
+
+
+def test_a_search_alone_has_no_regret() -> None:
+    found = search.Found("TELEPORTATION", 8, {}, 0.1, {1: 0.5}, 1, 10, 1, 10)
+    assert found.regret is None

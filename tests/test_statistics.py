@@ -270,3 +270,8 @@ def test_a_diverged_run_wins_over_a_censored_one():
     found = summarise([4000, float("nan")], ["finished", "diverged"], [True, False])
     assert found.text("{:.0f}") == "diverged (1 of 2)"
     assert (found.bound, found.censored) == (None, 0)
+
+
+def test_an_interval_of_factors_may_reach_to_infinity() -> None:
+    found = compare(exact([1e-300, 1e300]), exact([1.0, 1.0]), "lower", log=True)
+    assert found.high == math.inf

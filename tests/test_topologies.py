@@ -733,3 +733,11 @@ def test_options_beside_a_table_are_not_dropped_in_silence():
     except ValueError:
         return
     assert torch.equal(t.matrix(), topology("random_regular", 16, degree=4).matrix())
+
+
+def test_a_random_graph_that_is_never_connected_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("networkx.is_connected", lambda _: False)
+    with pytest.raises(UserError, match="random graphs of degree 3 on 8 nodes was connected"):
+        topology("random_regular", 8, degree=3, seed=12345)

@@ -2,6 +2,9 @@
 
 import re
 import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -256,3 +259,26 @@ def test_a_suite_where_every_step_size_diverges_ends_in_a_report_that_says_so(tu
     assert {record.status for record in records.values()} == {"diverged"}
     page = (tmp_path / "out" / "tuned" / "index.html").read_text()
     assert page.count("No step size of the grid worked for") == 6
+
+
+def test_where_no_step_size_converges_there_is_a_report_without_results(
+    texts: dict[str, str], write: Callable[..., Path], run: Callable[..., Any], tmp_path: Path
+) -> None:
+    text = texts["tuned"].replace("[0.05, 0.1, 1e6]", "[1e30, 1e35]")
+    curves = '[[figure]]\nname = "curves"\ny = "objective_gap"\ncolumns = "nodes"\n'
+    done = run(write(text + curves))
+    assert done.code == 0, done.err
+    assert "diverged" in done.out
+    assert (tmp_path / "out" / "tiny" / "figures" / "curves.svg").is_file()
+    rows = (tmp_path / "out" / "tiny" / "tables" / "details.csv").read_text().splitlines()[1:]
+    assert len(rows) == 6
+    assert all(",none,,,0," in row for row in rows)
+
+
+def test_a_table_of_a_suite_without_runs_is_empty(
+    write: Callable[..., Path], run: Callable[..., Any], tmp_path: Path
+) -> None:
+    text = 'title = "t"\n[theory]\n[[table]]\nname = "gap"\nvalues = ["objective_gap"]\n'
+    assert run(write(text)).code == 0
+    table = tmp_path / "out" / "tiny" / "tables" / "gap.csv"
+    assert len(table.read_text().splitlines()) == 1

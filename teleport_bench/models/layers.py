@@ -225,6 +225,14 @@ class Residual(Layer):
         return sum(layer.products(before) for layer, before in traced(self.body, shape))
 
 
+def _outputs(layers: Sequence[Layer], shape: Shape) -> Iterator[int]:
+    """Numbers of one sample after each layer, and each within a residual one."""
+    for layer, before in traced(layers, shape):
+        if isinstance(layer, Residual):
+            yield from _outputs(layer.body, before)
+        yield math.prod(layer.output(before))
+
+
 @dataclass
 class Network:
     """A chain of layers over one flat parameter row."""
@@ -251,6 +259,10 @@ class Network:
         products = [layer.products(shape) for layer, shape in traced(self.layers, input_shape)]
         first = next((p for p in products if p), 0)
         return 2 * (3 * sum(products) - first)
+
+    def activations(self, input_shape: Shape) -> list[int]:
+        """Numbers of one sample before and after each layer."""
+        return [math.prod(input_shape), *_outputs(self.layers, input_shape)]
 
     def views(self, x: Tensor) -> list[Tensor]:
         """(rows, P) -> one (rows, *shape) view a parameter."""

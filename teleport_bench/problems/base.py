@@ -93,6 +93,13 @@ class Problem(ABC):
         """Numbers of four bytes that an active node draws in a round, about."""
         return 0
 
+    def memory(
+        self, members: Sequence[Member], rows: int, device: torch.device, *, compiled: bool
+    ) -> int:
+        """Bytes that `fleet(members, device)` takes for so many rows, about: of what it lays out,
+        and of what a gradient of all rows or an evaluation takes besides (rows, P) tensors."""
+        return 0
+
     @abstractmethod
     def fleet(self, members: Sequence[Member], device: torch.device) -> FleetProblem:
         """The problem for the distinct members of a fleet."""

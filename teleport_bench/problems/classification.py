@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -29,6 +30,9 @@ from teleport_bench.seeds import by_step, generator
 
 CHUNK = 2**24
 """Floats in the input of one evaluation pass: bounds its memory."""
+
+SCORED = 256
+"""Samples in one evaluation pass."""
 
 DESCRIBED = 1000
 """Nodes whose label histogram is in the record, the first ones."""
@@ -120,6 +124,25 @@ class Classification(Problem):
 
     def drawn(self) -> int:
         return self.batch_size * (1 if self.augment == "none" else 2)
+
+    def memory(
+        self, members: Sequence[Member], rows: int, device: torch.device, *, compiled: bool
+    ) -> int:
+        """Shards, or on a GPU the images; in torch the activations of every row, all of them at
+        once and the largest once more, or those of one layer of a pass of `_score`; in C++ those of
+        a row a thread."""
+        data = self.dataset
+        images = sum(split.images.nbytes for split in (data.train, data.validation, data.test))
+        shards = sum(8 * n * self._shard_size(n) for _, n in worlds_of(members))
+        laid_out = shards if device.type == "cpu" else images
+        numbers = self.network.activations(data.input_shape)
+        if compiled and NativeNetwork.supports(self.network):
+            at_once = torch.get_num_threads()
+            return laid_out + 4 * at_once * self.batch_size * 2 * sum(numbers)
+        step = rows * (self.batch_size * (sum(numbers) + max(numbers)) + self.n_params)
+        passes = min(rows, max(1, CHUNK // (SCORED * numbers[0])))
+        score = passes * SCORED * max(a + b for a, b in itertools.pairwise(numbers))
+        return laid_out + 4 * max(step, score)
 
     def fleet(self, members: Sequence[Member], device: torch.device) -> FleetClassification:
         return FleetClassification(self, members, device)
@@ -218,14 +241,14 @@ class FleetClassification(FleetProblem):
         images, labels = self.sets[name]
         loss = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
         right = torch.zeros_like(loss)
-        rows = max(1, CHUNK // images[:256].numel())
+        rows = max(1, CHUNK // images[:SCORED].numel())
         for a in range(0, x.shape[0], rows):
             params = self.network.views(x[a : a + rows])
             part = slice(a, a + params[0].shape[0])
-            for b in range(0, len(labels), 256):
-                inputs = self._normalised(images[b : b + 256])
+            for b in range(0, len(labels), SCORED):
+                inputs = self._normalised(images[b : b + SCORED])
                 inputs = inputs.expand(params[0].shape[0], *inputs.shape)
-                truth = labels[b : b + 256].expand(inputs.shape[:2])
+                truth = labels[b : b + SCORED].expand(inputs.shape[:2])
                 logits = self.network.logits(params, inputs)
                 losses = F.cross_entropy(logits.transpose(1, 2), truth, reduction="none")
                 loss[part] += losses.sum(1, dtype=torch.float64)

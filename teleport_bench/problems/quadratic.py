@@ -92,6 +92,17 @@ class Quadratic(Problem):
     def drawn(self) -> int:
         return self.dim
 
+    def memory(
+        self, members: Sequence[Member], rows: int, device: torch.device, *, compiled: bool
+    ) -> int:
+        """The functions of all nodes in float64, once more in one array, and in float32; in torch,
+        each row's Hessian and its products."""
+        nodes = sum(n for _, n in worlds_of(members))
+        of_node = self.dim * (1 if self.family == "curvature" else self.dim)
+        return of_node * (
+            (20 if device.type == "cpu" else 12) * nodes + (0 if compiled else 8 * rows)
+        )
+
     def fleet(self, members: Sequence[Member], device: torch.device) -> FleetQuadratic:
         return FleetQuadratic(self, members, device)
 

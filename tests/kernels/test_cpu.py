@@ -16,6 +16,7 @@ from torch import Tensor
 
 import teleport_kernels as tk
 from teleport_bench import topology
+from teleport_bench.record import provenance
 from teleport_kernels import compiler, cpu, reference
 
 needs_compiler = pytest.mark.skipif(
@@ -320,3 +321,28 @@ def test_rows_without_entries_become_zero() -> None:
     out = tk.gossip_mix(x, tk.Mixing.from_dense(W))
     assert torch.equal(out[[0, 2]], x[[1, 1]])
     assert not out[[1, 3]].any()
+
+
+@needs_compiler
+def test_a_home_that_cannot_be_written_is_compiled_for_in_a_folder_of_the_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    compiler._own.cache_clear()
+    try:
+        assert not compiler.is_there(cpu.SOURCE, cpu.FLAGS)
+        compiler.load(cpu.SOURCE, cpu.FLAGS)
+        assert compiler.is_there(cpu.SOURCE, cpu.FLAGS)
+    finally:
+        compiler._own().cleanup()
+        compiler._own.cache_clear()
+
+
+def test_the_processor_is_named_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("pathlib.Path.read_text", fail)
+    monkeypatch.setattr("platform.processor", lambda: "a processor")
+    assert compiler._instruction_sets() == provenance._processor() == "a processor"
