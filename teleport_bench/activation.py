@@ -16,6 +16,12 @@ BLOCK = 64
 """Rounds drawn at once."""
 
 
+def blocks_ahead(size: int, threads: int) -> int:
+    """Blocks that are drawn while another one runs, each in a thread: one, or up to four if they
+    have no more than 256 MiB. size: bytes of a block."""
+    return min(4, threads, max(1, 2**28 // max(1, size)))
+
+
 def draw_holders(
     activation: Activation,
     seed: int,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import teleport_kernels as tk
 from teleport_bench import native, trace
-from teleport_bench.activation import BLOCK, draw_holders
+from teleport_bench.activation import BLOCK, blocks_ahead, draw_holders
 from teleport_bench.algorithms import Rate, State
 from teleport_bench.conditions import absence
 from teleport_bench.curves import Curves, Outcome, Target
@@ -41,9 +41,6 @@ FLEET_BYTES = 4 * 2**20
 
 MOST_PHASES = 64
 """Rounds after which the graphs of a fleet come round: each of them has a matrix for all runs."""
-
-AHEAD, AHEAD_BYTES = 4, 2**28
-"""Blocks of random choices drawn ahead at most, and their bytes if that is more than one block."""
 
 COUNTED = 2**18
 """Holders after which the messages between them are counted at the latest."""
@@ -405,10 +402,9 @@ class Choices:
     def drawing(self, first: int = 0) -> Iterator[None]:
         """Blocks can be taken in here, from the first, in order."""
         fleet = self._fleet
-        size = fleet.spec.build_problem().drawn() * fleet.algorithm.local_steps
-        size *= 4 * BLOCK * sum(m.active for m in fleet.members)
-        threads = min(AHEAD, fleet.threads, max(1, AHEAD_BYTES // max(1, size)))
-        self._ahead = 1 if fleet.problem.in_order else threads
+        numbers = fleet.spec.build_problem().drawn() * fleet.algorithm.local_steps
+        size = 4 * BLOCK * numbers * sum(m.active for m in fleet.members)
+        self._ahead = 1 if fleet.problem.in_order else blocks_ahead(size, fleet.threads)
         self._queue: deque[Future[_Drawn]] = deque()
         with ThreadPoolExecutor(self._ahead) as self._pool:
             self._next = first

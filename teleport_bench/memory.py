@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from teleport_bench.activation import BLOCK
+from teleport_bench.activation import BLOCK, blocks_ahead
 from teleport_bench.algorithms import Rate
 from teleport_bench.native import Buffers
 from teleport_bench.spec import RunSpec
@@ -29,7 +29,7 @@ def needed(specs: Sequence[RunSpec], device: torch.device = CPU, *, compiled: bo
     left out. compiled: as in `Fleet`.
 
     Counted are (rows, P) tensors (see `_vectors`; one more while models are scored) and the mean
-    models, the models of all nodes where they are stored there, a block or two of random choices,
+    models, the models of all nodes where they are stored there, some blocks of random choices,
     the matrices of the rounds, and what the problem says of its data and activations. Not known,
     and so left out, is what torch, its libraries and allocators take for themselves, and what
     operations of torch in an algorithm do. On two cores fleets of 0.1 to 1 GB took 0.5 to 1.4 times
@@ -40,10 +40,12 @@ def needed(specs: Sequence[RunSpec], device: torch.device = CPU, *, compiled: bo
     vectors = rows * (_vectors(spec) + 1) + len(specs)
     if spec.storage == "nodes":
         vectors += sum(spec.nodes for spec in specs)
-    # on the host the next block lies in parts and as a whole, beside the one that rounds read
-    copies = (3 if spec.rounds > BLOCK else 2) if device.type == "cpu" else 1
     numbers = problem.drawn() * spec.build_algorithm().local_steps + 2  # the holder has 8 bytes
-    choices = BLOCK * (copies * numbers * sum(m.active for m in members) + 2 * rows)
+    block = BLOCK * numbers * sum(m.active for m in members)
+    # on the host the next blocks lie in parts and as a whole, beside the one that rounds read
+    ahead = min(blocks_ahead(4 * block, torch.get_num_threads()), -(-spec.rounds // BLOCK) - 1)
+    copies = max(2, 1 + 2 * ahead) if device.type == "cpu" else 1
+    choices = copies * block + 2 * BLOCK * rows
     topologies = [spec.build_topology() for spec in specs]
     rounds = min(spec.rounds, math.lcm(*(t.period for t in topologies)))
     entries = sum(W.nnz * rounds // t.period for t in topologies for W in t.mixings)
