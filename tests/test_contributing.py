@@ -85,4 +85,11 @@ def test_the_files_that_are_named_are_there() -> None:
             assert all((ROOT / path).exists() for path in arguments if "/" in path)
 
 
-PLACES = ("", "kernels/teleport_kernels", "teleport_bench", "tests/kernels", "docs")
+PLACES = (
+    "",
+    "teleport_bench/report",
+    "kernels/teleport_kernels",
+    "teleport_bench",
+    "tests/kernels",
+    "docs",
+)

@@ -259,12 +259,6 @@ def test_small_scale_is_the_same_plan_with_other_settings(tmp_path, write, bench
     assert bench("report", path, "--scale", "small", "--out", tmp_path / "out", "--check").code == 0
 
 
-def test_a_mistake_under_small_is_reported_there(write):
-    path = write(SEARCH.replace("rounds = 8\n", "rounds = -8\n"), "searching")
-    with pytest.raises(UserError, match=r"\[small\]: rounds: .* greater than 0, got -8"):
-        Suite.load(str(path), scale="small")
-
-
 def test_a_suite_of_one_scale_says_so(write, texts):
     with pytest.raises(UserError, match=r"no \[small\] table.*leave --scale out"):
         Suite.load(str(write(texts["tiny"])), scale="small")

@@ -29,7 +29,8 @@ COLOURS = {
     "local_sgd": SKY,
     "qg_dsgdm": INDIGO,
 }
-OTHERS = (GREEN, PURPLE, ORANGE, SKY, BLACK)
+# More of Tol's, for algorithms that are added.
+OTHERS = ("#44AA99", "#DDCC77", "#AA4499", "#88CCEE", "#117733", "#CC6677")
 
 # Shades of TELEPORTATION and its kin by k: 1, 2, 4, .. from light to dark.
 SHADES = (0.62, 0.42, 0.18, -0.12, -0.4, -0.6, -0.75)
@@ -72,7 +73,7 @@ def style_of(algorithm: str, active: int | str, topology: str) -> Style:
         step = round(math.log2(active))
         colour = _shade(colour, SHADES[min(step, len(SHADES) - 1)])
         marker = MARKERS[step % 6]
-    dashes = DASHES.get(topology, (1 + _hash(topology) % 5, 1 + _hash(topology) % 3))
+    dashes = DASHES.get(topology, (10, 1 + _hash(topology) % 5, 1 + _hash(topology) % 3, 1))
     return Style(colour, marker, dashes)
 
 
