@@ -16,7 +16,7 @@ from torch import Tensor
 
 import teleport_kernels as tk
 from teleport_bench import topology
-from teleport_kernels import compiler, cpu, reference
+from teleport_kernels import cpu, reference
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler on this machine"
@@ -288,12 +288,12 @@ def test_a_compiler_that_fails_is_a_warning_too(
 @needs_compiler
 def test_it_compiles_once_for_all_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert not compiler.is_there(cpu.SOURCE, cpu.FLAGS)
-    compiler.load(cpu.SOURCE, cpu.FLAGS)
-    assert compiler.is_there(cpu.SOURCE, cpu.FLAGS)
+    assert not cpu.MIX.is_there()
+    cpu.MIX.load()
+    assert cpu.MIX.is_there()
     (built,) = (tmp_path / "teleport-kernels").iterdir()
     stamp = built.stat().st_mtime_ns
-    compiler.load(cpu.SOURCE, cpu.FLAGS)
+    cpu.MIX.load()
     assert [p.stat().st_mtime_ns for p in (tmp_path / "teleport-kernels").iterdir()] == [stamp]
 
 
