@@ -1123,6 +1123,32 @@ def test_a_store_finds_each_record_under_a_readable_name(tiny, run, out):
         assert store.load(s).id == s.id
 
 
+@pytest.mark.parametrize(
+    ("options", "begins"),
+    [
+        (["run", "SUITE"], True),
+        (["tune", "SUITE"], True),
+        (["run", "SUITE", "--compile", "off"], False),
+        (["run", "SUITE", "--device", "cuda:99"], False),
+        (["report", "SUITE"], False),
+        (["theory", "--nodes", "4"], False),
+        (["list"], False),
+        (["env"], False),
+        (["--help"], False),
+        (["run", "--help"], False),
+    ],
+)
+def test_only_what_makes_rounds_in_c_begins_to_compile(
+    write, texts, bench, tmp_path, monkeypatch, options, begins
+):
+    begun = []
+    monkeypatch.setattr("teleport_bench.libraries.begin", lambda: begun.append(1))
+    suite = write(texts["tuned"], "tuned")
+    out = ["--out", tmp_path] if options[0] in ("run", "tune", "report", "theory") else []
+    bench(*(suite if option == "SUITE" else option for option in options), *out)
+    assert bool(begun) == begins
+
+
 # list, env, import
 
 

@@ -18,6 +18,7 @@ from teleport_bench.data.dataset import Dataset, Split
 from teleport_bench.executor import COMPILING, pick_engine, run_fleet
 from teleport_bench.fleet import Fleet, group
 from teleport_bench.registry import DATA
+from teleport_kernels.compiler import Library
 
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(
@@ -82,13 +83,10 @@ def test_an_unknown_mode_names_the_nearest() -> None:
 
 
 def test_the_compiler_s_failure_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails() -> Any:
+    def fails(_: Library) -> Any:
         raise FileNotFoundError("no g++")
 
-    monkeypatch.setattr(
-        "teleport_bench.native.library._loading",
-        lambda: type("F", (), {"result": staticmethod(fails)}),
-    )
+    monkeypatch.setattr(Library, "load", fails)
     native.library.library.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match=r"no g\+\+.*rounds run in torch"):

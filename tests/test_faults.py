@@ -34,7 +34,7 @@ from teleport_bench.data.dataset import Split
 from teleport_bench.record import Record, Store, store
 from teleport_bench.record.store import UNSAVED_FILE
 from teleport_bench.suite import Suite, built_in
-from teleport_kernels import compiler
+from teleport_kernels.compiler import FAILURES, Library
 
 # processes that are forked with everything imported: a kill at a random moment hits the sweep
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -475,28 +475,28 @@ needs_compiler = pytest.mark.skipif(not native.available(), reason="no C++ compi
 
 @needs_compiler
 def test_a_library_whose_cache_is_removed_is_compiled_again(caches: Path, source: Path) -> None:
-    assert compiler.load(source).answer() == 42
+    assert Library(source).load().answer() == 42
     assert caches.exists()
     gone()
-    assert compiler.load(source).answer() == 42
-    assert compiler.is_there(source)
+    assert Library(source).load().answer() == 42
+    assert Library(source).is_there()
 
 
 @needs_compiler
 def test_a_cache_that_is_removed_while_a_library_is_compiled(
     caches: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, calls = subprocess.run, []
+    start, calls = subprocess.Popen, []
 
-    def run_without_cache(call: list[str], **options: object) -> object:
+    def start_without_cache(call: list[str], **options: object) -> object:
         if "-o" in call:
             calls.append(call)
             if len(calls) == 1:
                 gone()
-        return run(call, **options)  # type: ignore[call-overload]
+        return start(call, **options)  # type: ignore[call-overload]
 
-    monkeypatch.setattr(subprocess, "run", run_without_cache)
-    assert compiler.load(source).answer() == 42
+    monkeypatch.setattr(subprocess, "Popen", start_without_cache)
+    assert Library(source).load().answer() == 42
     assert len(calls) == 2
     assert [path.suffix for path in (caches / "teleport-kernels").iterdir()] == [".so"]
 
@@ -506,12 +506,12 @@ def test_a_cache_that_is_removed_while_a_library_is_compiled(
 def test_a_library_that_is_not_whole_is_compiled_again(
     caches: Path, source: Path, left: int
 ) -> None:
-    compiler.load(source)
+    Library(source).load()
     (path,) = (caches / "teleport-kernels").iterdir()
     code = path.read_bytes()
     path.unlink()  # this process has it loaded
     path.write_bytes(code[:left])
-    assert compiler.load(source).answer() == 42
+    assert Library(source).load().answer() == 42
     assert path.stat().st_size == len(code)
 
 
@@ -523,9 +523,132 @@ def test_what_a_killed_compiler_left_is_removed(caches: Path, source: Path, age:
         build.mkdir(parents=True)
         (build / "half.so").write_bytes(b"x")
         os.utime(build, times=(time.time() - 3600 * hours,) * 2)
-    compiler.load(source)
+    Library(source).load()
     assert {path.name.partition("-")[0] for path in build.parent.iterdir()} == {"build", "answer"}
     assert not (build.parent / "build-old").exists()
+
+
+SLOW = """#!/bin/sh
+[ "$1" = --version ] && exec echo slow
+sleep 120 & echo $! > {log}.part && mv {log}.part {log}
+wait
+"""
+
+
+@pytest.fixture
+def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file to which a compiler that takes two minutes writes the process that it waits for."""
+    log, path = tmp_path / "slow", tmp_path / "compiler"
+    path.write_text(SLOW.format(log=log))
+    path.chmod(0o755)
+    monkeypatch.setenv("CXX", str(path))
+    return log
+
+
+def ended(log: Path) -> bool:
+    state = ["ps", "-o", "stat=", "-p", log.read_text().strip()]
+    for _ in range(50):
+        if subprocess.run(state, capture_output=True, text=True, check=False).stdout[:1] in "Z":
+            return True
+        time.sleep(0.1)
+    return False
+
+
+BEGIN = """
+import sys, time
+from pathlib import Path
+from teleport_kernels import compiler
+
+source, log = map(Path, sys.argv[1:])
+library = compiler.Library(source)
+library.begin()
+assert not library.is_there()
+if log.name == "slow":
+    while not log.exists():
+        time.sleep(0.01)
+else:
+    compiler._begun[library].process.wait()
+assert "torch" not in sys.modules
+"""
+
+
+def begin(source: Path, log: Path) -> None:
+    subprocess.run([sys.executable, "-W", "error", "-c", BEGIN, source, log], check=True)
+
+
+@needs_compiler
+def test_what_was_compiled_and_not_used_is_there_for_the_next_process(
+    caches: Path, source: Path
+) -> None:
+    begin(source, source)
+    assert [path.suffix for path in (caches / "teleport-kernels").iterdir()] == [".so"]
+    assert Library(source).is_there()
+
+
+def test_a_compiler_that_nobody_waits_for_ends_with_the_process(
+    caches: Path, source: Path, slow: Path
+) -> None:
+    began = time.monotonic()
+    begin(source, slow)
+    assert time.monotonic() - began < 60
+    assert ended(slow)
+    assert not list((caches / "teleport-kernels").iterdir())
+
+
+RUN = """
+import sys
+import teleport_bench.executor  # what Ctrl-C would find being imported
+from teleport_bench.cli import main
+
+sys.exit(main())
+"""
+
+
+def test_ctrl_c_ends_the_compiler_too(caches: Path, slow: Path, tmp_path: Path) -> None:
+    arguments = ["run", "demo", "--out", tmp_path, "--compile", "on"]
+    with subprocess.Popen(
+        [sys.executable, "-c", RUN, *arguments], stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not slow.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert process.returncode == 130, said
+    assert "stopped; the same command goes on where it was" in said
+    assert "Traceback" not in said
+    assert ended(slow)
+    assert not list((caches / "teleport-kernels").iterdir())
+
+
+@needs_compiler
+@pytest.mark.usefixtures("caches")
+def test_what_was_begun_is_compiled_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, calls = subprocess.Popen, []
+
+    def count(call: list[str], **options: object) -> object:
+        calls.extend([call] * ("-o" in call))
+        return start(call, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(subprocess, "Popen", count)
+    library = Library(source)
+    library.begin()
+    library.begin()
+    assert not library.is_there()
+    assert library.load().answer() == 42
+    assert library.is_there()
+    library.begin()
+    assert library.load().answer() == 42
+    assert len(calls) == 1
+
+
+def test_without_a_compiler_only_loading_fails(
+    caches: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", str(caches / "none"))
+    Library(source).begin()
+    with pytest.raises(FAILURES):
+        Library(source).load()
 
 
 def splits(seed: int) -> cache.Splits:

@@ -82,6 +82,18 @@ def test_nothing_below_imports_what_runs_and_shows_it() -> None:
             )
 
 
+def test_compiling_can_begin_before_anything_else_is_imported() -> None:
+    reached, ahead = set[str](), {"teleport_bench.libraries"}
+    while ahead:
+        module = ahead.pop()
+        reached.add(module)
+        found = set(imports(ast.parse(FILES[module].read_text()), top=True))
+        packages = {name.rpartition(".")[0] for name in (*found, module)} & FILES.keys()
+        assert {name.partition(".")[0] for name in found} <= {*PACKAGES, *sys.stdlib_module_names}
+        ahead |= (found & FILES.keys() | packages) - reached
+    assert "teleport_kernels.compiler" in reached
+
+
 BROUGHT = {
     "pydantic-core": "pydantic",
     "typing-extensions": "pydantic",

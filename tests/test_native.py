@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from teleport_bench import RunSpec, native
+from teleport_bench import RunSpec, libraries, native
 from teleport_bench.activation import BLOCK
 from teleport_bench.algorithms import State
 from teleport_bench.algorithms.dsgd import DSGD
@@ -33,7 +33,6 @@ from teleport_bench.models.lenet import lenet
 from teleport_bench.models.resnet import resnet20
 from teleport_bench.models.vgg import vgg11
 from teleport_bench.registry import ALGORITHMS
-from teleport_kernels import compiler
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")
 
@@ -401,13 +400,13 @@ def test_the_library_is_compiled_once_for_all_processes(
         pytest.skip("compiling once is enough")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert not native.compiled()
-    compiler.load(native.library.SOURCE, native.library.FLAGS, includes=native.library.INCLUDES)
+    libraries.ROUNDS.load()
     assert native.compiled()
 
 
 def test_a_sum_is_of_rows_of_one_shape() -> None:
     with pytest.raises(ValueError, match="a term must be float32 rows of shape"):
-        native.combine([(1.0, 0, torch.zeros(2, 4))], torch.ones(2), torch.zeros(2, 3))
+        native.combine([(1.0, 0, torch.zeros(2, 4))], torch.ones(2), torch.zeros(2, 3), 1)
 
 
 def test_without_a_compiler_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import ctypes
 import functools
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from teleport_kernels import compiler, reference
+from teleport_kernels.cpu_library import MIX
 from teleport_kernels.mixing import Mixing
 from teleport_kernels.reference import BLOCK, accumulation_dtype
 
-SOURCE = Path(__file__).with_name("cpu_mix.cpp")
-POOL = SOURCE.with_name("parallel.hpp")
-FLAGS = ("-fopenmp", "-ffp-contract=off")
 CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 TILE_BYTES = 128 * 1024
@@ -232,8 +229,7 @@ def _address(tensor: Tensor | None) -> int | None:
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     try:
-        # not every compiler has _Float16
-        library = compiler.load(SOURCE, FLAGS, includes=[POOL], optional=["-DTK_HALF"])
+        library = MIX.load()
     except compiler.FAILURES as error:
         detail = getattr(error, "stderr", None) or error
         warnings.warn(

@@ -6,30 +6,21 @@ import ctypes
 import functools
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
+from teleport_bench import libraries
+from teleport_bench.libraries import ROUNDS
 from teleport_kernels import compiler, cpu
-
-SOURCE = Path(__file__).with_name("rounds.cpp")
-INCLUDES = [SOURCE.with_name(name) for name in ("network.hpp", "vector.hpp")] + [cpu.POOL]
-FLAGS = ("-fno-math-errno", "-Wno-ignored-attributes")
 
 
 def compiled() -> bool:
     """Whether the library is there without compiling."""
     try:
-        return compiler.is_there(SOURCE, FLAGS, includes=INCLUDES)
+        return ROUNDS.is_there()
     except compiler.FAILURES:
         return False
-
-
-def prepare() -> None:
-    """Begin to compile what is missing, beside whatever follows."""
-    _loading()
 
 
 def available() -> bool:
@@ -41,7 +32,8 @@ def available() -> bool:
 def library() -> ctypes.CDLL | None:
     """The library, or None where it cannot be compiled."""
     try:
-        loaded = _loading().result()
+        libraries.begin()  # both at once
+        loaded = ROUNDS.load()
     except compiler.FAILURES as error:
         detail = getattr(error, "stderr", None) or error
         warnings.warn(
@@ -69,13 +61,3 @@ def pool_alone() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-@functools.cache
-def _loading() -> Future[ctypes.CDLL]:
-    # two threads, so that both libraries compile at once
-    pool = ThreadPoolExecutor(2)
-    pool.submit(cpu.available)
-    future = pool.submit(compiler.load, SOURCE, FLAGS, includes=INCLUDES)
-    pool.shutdown(wait=False)
-    return future

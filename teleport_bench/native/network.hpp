@@ -399,7 +399,7 @@ inline void view(const Images& set, const uint8_t* image, int64_t number, uint8_
 }
 
 // n <= V samples as lanes; where there are fewer, the last one fills the rest of them.
-inline void fetch(const Images& set, const uint8_t* (&sample)[V], int64_t n, Vector* to) {
+ONCE void fetch(const Images& set, const uint8_t* (&sample)[V], int64_t n, Vector* to) {
     std::fill(sample + n, sample + V, sample[n - 1]);
     const int64_t features = set.features();
     int64_t i = 0;

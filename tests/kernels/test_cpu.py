@@ -289,12 +289,12 @@ def test_a_compiler_that_fails_is_a_warning_too(
 @needs_compiler
 def test_it_compiles_once_for_all_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert not compiler.is_there(cpu.SOURCE, cpu.FLAGS)
-    compiler.load(cpu.SOURCE, cpu.FLAGS)
-    assert compiler.is_there(cpu.SOURCE, cpu.FLAGS)
+    assert not cpu.MIX.is_there()
+    cpu.MIX.load()
+    assert cpu.MIX.is_there()
     (built,) = (tmp_path / "teleport-kernels").iterdir()
     stamp = built.stat().st_mtime_ns
-    compiler.load(cpu.SOURCE, cpu.FLAGS)
+    cpu.MIX.load()
     assert [p.stat().st_mtime_ns for p in (tmp_path / "teleport-kernels").iterdir()] == [stamp]
 
 
@@ -331,9 +331,9 @@ def test_a_home_that_cannot_be_written_is_compiled_for_in_a_folder_of_the_proces
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     compiler._own.cache_clear()
     try:
-        assert not compiler.is_there(cpu.SOURCE, cpu.FLAGS)
-        compiler.load(cpu.SOURCE, cpu.FLAGS)
-        assert compiler.is_there(cpu.SOURCE, cpu.FLAGS)
+        assert not cpu.MIX.is_there()
+        cpu.MIX.load()
+        assert cpu.MIX.is_there()
     finally:
         compiler._own().cleanup()
         compiler._own.cache_clear()
