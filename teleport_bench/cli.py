@@ -242,9 +242,9 @@ def _run(options: argparse.Namespace) -> int:
 def _each(options: argparse.Namespace, do: Callable[[Suite], int]) -> int:
     """Do it for the suite, or for each of a folder of them; a folder ends with all its claims."""
     if options.compile != "off" and not options.device.startswith("cuda"):
-        from teleport_bench import libraries
+        from teleport_bench.libraries import ROUNDS
 
-        libraries.begin()  # beside the import of torch
+        ROUNDS.begin()  # beside the import of torch; the smaller library has time after that
     from teleport_bench.data.source import DATA_VARIABLE
     from teleport_bench.suite import Suite, suite_name
 

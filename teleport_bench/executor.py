@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from teleport_bench import libraries, memory, native, plugins, trace
+from teleport_bench import memory, native, plugins, trace
 from teleport_bench.checkpoint import Checkpoint
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.fleet import Fleet, Tick, fleet_bytes, group, split
@@ -59,7 +59,7 @@ PACKED = 1000
 
 COMPILE = ("auto", "on", "off")
 
-COMPILING = 5.0
+COMPILING = 4.0
 """Seconds that compiling the round takes, once a machine: measured on two cores."""
 
 
@@ -76,7 +76,7 @@ def pick_engine(mode: str, specs: Sequence[RunSpec], device: torch.device) -> bo
         return mode != "off"
     if mode == "auto" and not native.compiled() and _seconds_in_torch(specs) < COMPILING:
         return False
-    libraries.begin()
+    native.prepare()
     if mode == "on" and not native.available():
         raise UserError(
             "compile on needs a C++ compiler, and none works here: install g++, or leave it at auto"

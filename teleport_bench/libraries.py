@@ -1,9 +1,8 @@
-"""The C++ libraries of the compiled round, which can be compiled before torch is imported."""
+"""The C++ of the compiled round, known without torch: it can be compiled beside torch's import."""
 
 from pathlib import Path
 
-from teleport_kernels.compiler import Library
-from teleport_kernels.cpu_library import MIX, POOL
+from teleport_kernels.compiler import POOL, Library
 
 NATIVE = Path(__file__).with_name("native")
 ROUNDS = Library(
@@ -11,9 +10,3 @@ ROUNDS = Library(
     ("-fno-math-errno", "-Wno-ignored-attributes"),
     includes=(NATIVE / "network.hpp", NATIVE / "vector.hpp", POOL),
 )
-
-
-def begin() -> None:
-    """Begin to compile what is missing, beside whatever follows."""
-    for library in (ROUNDS, MIX):  # the one that takes longer first
-        library.begin()

@@ -21,6 +21,7 @@ from teleport_bench.algorithms.teleportation import Teleportation
 from teleport_bench.fleet import FleetRound
 from teleport_bench.record import Record, Store
 from teleport_bench.suite import Suite, built_in
+from teleport_kernels.compiler import Library
 
 FIGURE = '\n[[figure]]\nname = "f"\ny = "objective_gap"\n'
 TUNE = '\n[tune]\nlr = [0.1, 0.2]\nseeds = [100]\nmetric = "objective_gap"\n'
@@ -1142,7 +1143,7 @@ def test_only_what_makes_rounds_in_c_begins_to_compile(
     write, texts, bench, tmp_path, monkeypatch, options, begins
 ):
     begun = []
-    monkeypatch.setattr("teleport_bench.libraries.begin", lambda: begun.append(1))
+    monkeypatch.setattr(Library, "begin", lambda library: begun.append(library))
     suite = write(texts["tuned"], "tuned")
     out = ["--out", tmp_path] if options[0] in ("run", "tune", "report", "theory") else []
     bench(*(suite if option == "SUITE" else option for option in options), *out)

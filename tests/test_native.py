@@ -33,6 +33,7 @@ from teleport_bench.models.lenet import lenet
 from teleport_bench.models.resnet import resnet20
 from teleport_bench.models.vgg import vgg11
 from teleport_bench.registry import ALGORITHMS
+from teleport_kernels import cpu
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")
 
@@ -401,6 +402,8 @@ def test_the_library_is_compiled_once_for_all_processes(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert not native.compiled()
     libraries.ROUNDS.load()
+    assert not native.compiled()
+    cpu.MIX.load()
     assert native.compiled()
 
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import ctypes
 import functools
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from teleport_kernels import compiler, reference
-from teleport_kernels.cpu_library import MIX
 from teleport_kernels.mixing import Mixing
 from teleport_kernels.reference import BLOCK, accumulation_dtype
 
+MIX = compiler.Library(
+    Path(__file__).with_name("cpu_mix.cpp"),
+    ("-fopenmp", "-ffp-contract=off"),
+    includes=(compiler.POOL,),
+    optional=("-DTK_HALF",),  # not every compiler has _Float16
+)
 CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 TILE_BYTES = 128 * 1024

@@ -8,7 +8,7 @@ cost more than the arithmetic of a small network.
 
 from teleport_bench.native.calls import Call, Rows
 from teleport_bench.native.combine import combine
-from teleport_bench.native.library import available, compiled, pool_alone
+from teleport_bench.native.library import available, compiled, pool_alone, prepare
 from teleport_bench.native.network import NativeNetwork
 from teleport_bench.native.quadratic import NativeQuadratic
 from teleport_bench.native.tape import Buffers, Tape, Watch
@@ -25,4 +25,5 @@ __all__ = [
     "combine",
     "compiled",
     "pool_alone",
+    "prepare",
 ]

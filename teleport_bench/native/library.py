@@ -10,17 +10,22 @@ from contextlib import contextmanager
 
 import torch
 
-from teleport_bench import libraries
 from teleport_bench.libraries import ROUNDS
 from teleport_kernels import compiler, cpu
 
 
 def compiled() -> bool:
-    """Whether the library is there without compiling."""
+    """Whether the library, and the one that it mixes with, are there without compiling."""
     try:
-        return ROUNDS.is_there()
+        return ROUNDS.is_there() and cpu.MIX.is_there()
     except compiler.FAILURES:
         return False
+
+
+def prepare() -> None:
+    """Begin to compile what is missing, beside whatever follows."""
+    ROUNDS.begin()
+    cpu.MIX.begin()
 
 
 def available() -> bool:
@@ -32,7 +37,7 @@ def available() -> bool:
 def library() -> ctypes.CDLL | None:
     """The library, or None where it cannot be compiled."""
     try:
-        libraries.begin()  # both at once
+        prepare()
         loaded = ROUNDS.load()
     except compiler.FAILURES as error:
         detail = getattr(error, "stderr", None) or error
