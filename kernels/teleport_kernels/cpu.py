@@ -33,8 +33,9 @@ PAST_CACHE = 16 * 2**20
 them there: saves the read of what is overwritten."""
 EAGER_TILE = 2**18
 """Elements of a tile without a compiler: more calls cost more than the cache saves."""
-PARALLEL = 2**15
-"""Elements below which one thread is faster than waking the others."""
+PARALLEL, POOLED = 2**15, 2**12
+"""Elements below which one thread is faster than waking torch's others, or those of the pool, which
+are awake and have rows near them."""
 
 
 class _Arguments(ctypes.Structure):
@@ -225,7 +226,9 @@ def _tile(mixing: Mixing, width: int, itemsize: int, threads: int) -> tuple[int,
 
 
 def _threads(elements: int, pool: int) -> int:
-    return (pool or torch.get_num_threads()) if elements >= PARALLEL else 1
+    if pool:
+        return pool if elements >= POOLED else 1
+    return torch.get_num_threads() if elements >= PARALLEL else 1
 
 
 def _address(tensor: Tensor | None) -> int | None:

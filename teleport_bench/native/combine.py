@@ -10,7 +10,7 @@ from torch import Tensor
 
 from teleport_bench.native.calls import POINTER, WORD, Call, structure
 from teleport_bench.native.library import library
-from teleport_kernels.cpu import PARALLEL
+from teleport_kernels.cpu import POOLED
 
 _TermStruct = structure(
     "Term",
@@ -55,6 +55,6 @@ def combine(
         lr.data_ptr(),
         out.data_ptr(),
         out.stride(0),
-        threads if out.numel() >= PARALLEL else 1,
+        threads if out.numel() >= POOLED else 1,
     )
     return Call(loaded.teleport_combine, arguments, "mix", (table, terms, lr, out))

@@ -140,7 +140,7 @@ def test_rows_that_stay_with_their_threads_have_the_reference_s_bits(
     graph: str, k: int, threads: int, width: int, dtype: torch.dtype, monkeypatch: Any
 ) -> None:
     mixing = topology(graph, k).mixing(0)
-    monkeypatch.setattr(cpu, "PARALLEL", 0)
+    monkeypatch.setattr(cpu, "POOLED", 0)
     x, grad, m = inputs(k, width, dtype)
     rng = torch.Generator().manual_seed(1)
     lr = torch.rand(k, dtype=reference.accumulation_dtype(dtype), generator=rng)
