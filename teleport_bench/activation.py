@@ -70,7 +70,9 @@ def sample_distinct(rng: np.random.Generator, n: int, k: int, rounds: int) -> ND
     if n <= 16 * k:
         return rng.permuted(np.tile(np.arange(n), (rounds, 1)), axis=1)[:, :k]
     drawn = rng.integers(n, size=(rounds, k))
-    for row in drawn:
+    ordered = np.sort(drawn, axis=1)
+    for t in np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(1)):
+        row = drawn[t]
         seen: set[int] = set()
         for a, node in enumerate(row.tolist()):
             while node in seen:
