@@ -4,6 +4,7 @@ import copy
 import csv
 import html
 import io
+import itertools
 import os
 import re
 import shutil
@@ -563,6 +564,16 @@ def test_the_page_warns_of_runs_from_different_or_changed_code(hand):
     assert "a" * 12 in page
     assert "b" * 12 in page
     assert "1 of 12 runs were made by code with uncommitted changes" in page
+
+
+def test_the_page_warns_of_runs_that_read_different_versions_of_a_data_set(hand):
+    suite, records = hand()
+    for key, sha256 in zip(records, itertools.cycle("01"), strict=False):
+        content = records[key].model_dump()
+        content["problem"]["data"] = {"name": "x", "sha256": sha256}
+        records[key] = Record.model_validate(content)
+    words = "These runs read different versions of a data set of the same name."
+    assert words in build(suite, records)[1]["index.html"].decode()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ def index(*values):
     return torch.tensor(values, dtype=torch.int64)
 
 
+ROOM = torch.zeros(100)
 BAD = {
     "x must be (rows, n_params), got shape (3,)": lambda: tk.gossip_mix(torch.ones(3), M),
     "x must be one of float32, bfloat16, float16, float64, got torch.int64": lambda: tk.gossip_mix(
@@ -24,6 +25,10 @@ BAD = {
     "the mixing matrix is on meta and x on cpu": lambda: tk.gossip_mix(X, M.to("meta")),
     "out shares memory with x": lambda: tk.gossip_mix(X, M, out=X),
     "out shares memory": lambda: tk.gossip_mix(X[:, :2], M, out=X[:, 1:3]),
+    # rows between rows, of unlike strides: no element in common, which is more than is looked for
+    "out shares memory with x, which is still needed": lambda: tk.gossip_mix(
+        ROOM.as_strided((3, 4), (10, 1)), M, out=ROOM.as_strided((3, 4), (20, 1), 5)
+    ),
     "out shares memory with grad": lambda: tk.sgd_mix(X, G, M, lr=0.1, out=G),
     "out shares memory with momentum": lambda: tk.sgd_mix(X, G, M, lr=0.1, momentum=B, out=B),
     "momentum shares memory with x": lambda: tk.sgd_mix(X, G, M, lr=0.1, momentum=X),
