@@ -167,6 +167,11 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def interrupt() -> None:
+    """As Ctrl-C does."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def fill() -> None:
     """The disk is full for whatever comes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (1200, 1200))
@@ -199,13 +204,9 @@ def test_what_is_no_record_among_the_unsaved_is_dropped(sweep: Sweep, content: b
 
 
 def test_ctrl_c_says_what_is_there_and_what_is_left(sweep: Sweep) -> None:
-    process = sweep.start()
-    wait_for(sweep, 13)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGINT)
-    process.join()
+    assert sweep.run(before_record, 14, interrupt) == 130
     there = len(sweep.records)
-    assert process.exitcode == 130
+    assert 13 <= there < 48
     expected = f"{there} of 48 runs are kept in {sweep.folder / 'runs'}, {48 - there} are left"
     assert expected in sweep.said
     assert "Traceback" not in sweep.said
