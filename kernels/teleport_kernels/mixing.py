@@ -188,7 +188,7 @@ class Mixing:
         if every part has blocks of its own."""
         if parts not in self._crosses:
             n = self.n_rows
-            part = ((torch.arange(n, device=self.device) + 1) * parts - 1) // n
+            part = part_of_rows(n, parts).to(self.device)
             other = part[self.rows] != part[self.indices]
             needed = part[self.rows[other]] * n + self.indices[other]
             few = self.nnz <= 8 * n and len(set(needed.tolist())) <= n // 2
@@ -218,6 +218,12 @@ class Slot:
     rows: Tensor | None
     columns: Tensor
     weights: Tensor
+
+
+def part_of_rows(n: int, parts: int) -> Tensor:
+    """(n,) int64: in which of so many parts, as equal as can be, each of n rows lies; these are the
+    rows that a thread of `parallel.hpp` begins with."""
+    return ((torch.arange(n) + 1) * parts - 1) // n
 
 
 def block_diag(blocks: Sequence[Mixing]) -> Mixing:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from teleport_kernels.mixing import part_of_rows
+
 PHASES = ("data", "gradient", "mix", "metric")
 """What the time of a run is spent on, in the order by which the library counts them."""
 
@@ -60,8 +62,7 @@ class Rows:
         self.member = member.contiguous()
         self.threads = min(n, torch.get_num_threads())
         # a thread has the same rows here as where they are mixed, in its core's cache
-        thread = ((torch.arange(n) + 1) * self.threads - 1) // n
-        self.order = torch.argsort(thread * n + member, stable=True)
+        self.order = torch.argsort(part_of_rows(n, self.threads) * n + member, stable=True)
 
     def struct(self, x: Tensor, grad: Tensor) -> ctypes.Structure:
         """`Rows` of rounds.cpp."""
