@@ -22,6 +22,12 @@ def blocks_ahead(size: int, threads: int) -> int:
     return min(4, threads, max(1, 2**28 // max(1, size)))
 
 
+def blocks_at_once(size: int) -> int:
+    """Blocks that a thread draws one after the other: up to four if they have no more than 256 KiB,
+    as its waking takes as long as drawing little does. size: bytes of a block."""
+    return min(4, max(1, 2**18 // max(1, size)))
+
+
 def draw_holders(
     activation: Activation,
     seed: int,

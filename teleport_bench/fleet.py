@@ -20,7 +20,7 @@ from torch import Tensor
 
 import teleport_kernels as tk
 from teleport_bench import native, trace
-from teleport_bench.activation import BLOCK, blocks_ahead, draw_holders
+from teleport_bench.activation import BLOCK, blocks_ahead, blocks_at_once, draw_holders
 from teleport_bench.algorithms import Rate, State
 from teleport_bench.conditions import absence
 from teleport_bench.curves import Curves, Outcome, Target
@@ -29,6 +29,7 @@ from teleport_bench.metrics import AXES
 from teleport_bench.native.calls import PHASES
 from teleport_bench.network import sent
 from teleport_bench.problems.base import worlds_of
+from teleport_bench.schedules import constant_factor
 from teleport_bench.spec import RunSpec, canonical
 from teleport_kernels import cpu
 
@@ -354,9 +355,14 @@ class _Factors:
         distinct = {name: spec.build_schedule() for name, spec in zip(names, specs, strict=True)}
         self._schedules = list(distinct.values())
         self._which = np.array([list(distinct).index(name) for name in names])
+        steady = all(f is constant_factor for f in self._schedules)
+        self._steady = self._sizes(0) if steady else None
 
     def block(self, start: int) -> NDArray[np.float32]:
-        """(BLOCK, runs)"""
+        """(BLOCK, runs); the same array for each block where nothing changes."""
+        return self._sizes(start) if self._steady is None else self._steady
+
+    def _sizes(self, start: int) -> NDArray[np.float32]:
         rounds = range(start, start + BLOCK)
         factors = np.array([[f(t) for f in self._schedules] for t in rounds], dtype=np.float64)
         with np.errstate(over="ignore"):  # to infinity: the run diverges
@@ -405,9 +411,11 @@ class Choices:
         numbers = fleet.spec.build_problem().drawn() * fleet.algorithm.local_steps
         size = 4 * BLOCK * numbers * sum(m.active for m in fleet.members)
         self._ahead = 1 if fleet.problem.in_order else blocks_ahead(size, fleet.threads)
-        self._queue: deque[Future[_Drawn]] = deque()
+        self._at_once = blocks_at_once(size)
+        self._queue: deque[Future[list[_Drawn]]] = deque()
+        self._drawn: deque[_Drawn] = deque()
         with ThreadPoolExecutor(self._ahead) as self._pool:
-            self._next = first
+            self._first = self._next = first
             if fleet.problem.in_order:
                 for earlier in range(first):
                     self._draw(earlier)
@@ -420,12 +428,15 @@ class Choices:
 
     def take(self, block: int) -> list[NDArray[np.int64]]:
         """Lay out the choices of a block; its holders, (BLOCK, k) by member."""
-        drawn = self._queue.popleft().result()
+        if not self._drawn:
+            self._drawn.extend(self._queue.popleft().result())
+        drawn = self._drawn.popleft()
         self._put("node", drawn.node)
         self._put("data", drawn.data)
         self._spare.append(drawn.data)
         sizes, there = drawn.sizes, self._fleet.there
-        again = self._sizes is not None and np.array_equal(sizes, self._sizes)
+        kept = self._sizes
+        again = sizes is kept or (kept is not None and np.array_equal(sizes, kept))
         if not again or (there is not None and len(there) > BLOCK):
             self._sizes = sizes
             lr = torch.from_numpy(sizes).to(self._fleet.device)[:, self._fleet.run]
@@ -439,8 +450,11 @@ class Choices:
         """Begin to draw what follows; best where Python has nothing else to do, since it makes one
         step at a time."""
         while self._next < self._blocks and len(self._queue) < self._ahead:
-            self._queue.append(self._pool.submit(self._draw, self._next))
-            self._next += 1
+            # the first one is waited for
+            n = 1 if self._next == self._first else self._at_once
+            blocks = range(self._next, min(self._next + n, self._blocks))
+            self._queue.append(self._pool.submit(lambda b: list(map(self._draw, b)), blocks))
+            self._next = blocks.stop
 
     def _draw(self, block: int) -> _Drawn:
         fleet, activation = self._fleet, self._fleet.algorithm.activation

@@ -14,6 +14,11 @@ Factor = Callable[[int], float]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+def constant_factor(t: int) -> float:  # noqa: ARG001
+    """1 in every round: who finds this one need not ask it again."""
+    return 1.0
+
+
 def _warmed(factor: Factor, warmup: int) -> Factor:
     """Linear warm-up: rounds 0 .. warmup - 1 take (t + 1) / (warmup + 1) of the step size."""
     return lambda t: (t + 1) / (warmup + 1) if t < warmup else factor(t)
@@ -22,7 +27,7 @@ def _warmed(factor: Factor, warmup: int) -> Factor:
 @SCHEDULES.register("constant")
 def constant(rounds: int, *, warmup: NonNegativeInt = 0) -> Factor:  # noqa: ARG001
     """The same step size in every round, after a linear warm-up of that many rounds."""
-    return _warmed(lambda _: 1.0, warmup)
+    return _warmed(constant_factor, warmup) if warmup else constant_factor
 
 
 @SCHEDULES.register("cosine")

@@ -57,6 +57,14 @@ def test_neighbouring_streams_have_distinct_seeds_of_128_bits():
     assert 2**120 < max(seeds) < 2**128
 
 
+@given(bases, streams, names)
+def test_a_generator_is_philox_with_the_seed_as_its_key(base, stream, named):
+    wanted = np.random.Philox(key=seed_for(base, stream, **named))
+    found = generator(base, stream, **named).bit_generator
+    assert isinstance(found, np.random.Philox)
+    np.testing.assert_equal(found.state, wanted.state)
+
+
 def test_seeds_stay_the_same_from_version_to_version():
     assert seed_for(0, "init") == 198386883753090669338532926453291342149
     active = seed_for(7, "active", nodes=25, active=8, block=3)
