@@ -174,12 +174,13 @@ class Fleet:
         self.choices = Choices(self)
 
         self.threads = torch.get_num_threads()
+        self.rows = native.Rows(self.member_row.cpu())
         self.buffers = native.Buffers(len(self.member_row), self.spec.build_problem().n_params)
         self.compiled = (
             compiled
             and self.device.type == "cpu"
             and native.available()
-            and self.problem.compile(native.Rows(self.member_row))
+            and self.problem.compile(self.rows)
         )
         # tokens that are stored at nodes move by indexing, which no tape knows
         slots = self.spec.storage == "slots"
@@ -309,7 +310,7 @@ class Fleet:
         if self._tape is None and len(self.tapes) < TAPES:
             state = self._into_buffers(state)
             if self.tapes is not None:
-                self._tape = self.tapes[key] = native.Tape(state, self.buffers, self.threads)
+                self._tape = self.tapes[key] = native.Tape(state, self.buffers, self.rows)
         return state
 
     def _into_buffers(self, state: State) -> State:

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from teleport_kernels.compiler import POOL, Library
+from teleport_kernels.compiler import LENT, Library
 
 NATIVE = Path(__file__).with_name("native")
 ROUNDS = Library(
     NATIVE / "rounds.cpp",
     ("-fno-math-errno", "-Wno-ignored-attributes"),
-    includes=(NATIVE / "network.hpp", NATIVE / "vector.hpp", POOL),
+    includes=(NATIVE / "network.hpp", NATIVE / "stages.hpp", NATIVE / "vector.hpp", *LENT),
 )

@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from teleport_bench import libraries
+from teleport_kernels import cpu
+
 ROOT = Path(__file__).parents[1]
+KERNELS = ROOT / "kernels"
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +37,11 @@ def test_the_wheel_holds_both_packages_and_the_suites_and_nothing_else(wheel: Pa
     suites = {p.relative_to(ROOT / "suites").as_posix() for p in (ROOT / "suites").rglob("*.toml")}
     shipped = {name.removeprefix("teleport_bench/suites/") for name in names if "/suites/" in name}
     assert shipped == suites
-    sources = {"teleport_kernels/cpu_mix.cpp", "teleport_kernels/parallel.hpp"}
-    sources |= {f"teleport_bench/native/{n}" for n in ("rounds.cpp", "network.hpp", "vector.hpp")}
+    sources = {
+        file.relative_to(KERNELS if file.is_relative_to(KERNELS) else ROOT).as_posix()
+        for library in (cpu.MIX, libraries.ROUNDS)
+        for file in (library.source, *library.includes)
+    }
     assert {"teleport_bench/report/page.html.j2", *sources} <= set(names)
 
 

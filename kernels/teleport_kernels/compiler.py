@@ -23,8 +23,8 @@ from pathlib import Path
 
 FLAGS = ("-O3", "-march=native", "-pthread", "-std=c++17", "-shared", "-fPIC")
 
-POOL = Path(__file__).with_name("parallel.hpp")
-"""Loops on several threads, for any library to include."""
+LENT = tuple(Path(__file__).with_name(name) for name in ("parallel.hpp", "mixing.hpp"))
+"""Loops on several threads, and how to mix between them: for any library to include."""
 
 FAILURES = (OSError, subprocess.SubprocessError)
 """What `Library.load` raises where there is no compiler, or none that can compile this."""

@@ -18,7 +18,7 @@ from teleport_kernels.reference import BLOCK, accumulation_dtype
 MIX = compiler.Library(
     Path(__file__).with_name("cpu_mix.cpp"),
     ("-fopenmp", "-ffp-contract=off"),
-    includes=(compiler.POOL,),
+    includes=compiler.LENT,
     optional=("-DTK_HALF",),  # not every compiler has _Float16
 )
 CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -38,8 +38,8 @@ PARALLEL, POOLED = 2**15, 2**12
 are awake and have rows near them."""
 
 
-class _Arguments(ctypes.Structure):
-    """`Arguments` of cpu_mix.cpp, and the tensors that it points into."""
+class _Mix(ctypes.Structure):
+    """`Mix` of mixing.hpp, and the tensors that it points into."""
 
     tensors: tuple[object, ...]
     _fields_ = (
@@ -91,7 +91,7 @@ def prepare(
     source: Tensor | None = None,
     target: Tensor | None = None,
     pool: int = 0,
-) -> _Arguments:
+) -> _Mix:
     """What `function` takes for `mix` of these checked arguments, as often as it is called.
 
     pool: so many threads of `parallel.hpp`, for loops without torch; 0: torch's own threads.
@@ -99,9 +99,7 @@ def prepare(
     k, width, dtype = mixing.n_rows, x.shape[1], accumulation_dtype(x.dtype)
     threads = _threads(k * width, pool)
     past = k * width * x.element_size() >= PAST_CACHE
-    # between passes over rows, rows stay where they are
-    by_rows = pool > 0 and not past and 1 < threads <= k and mixing.crosses_little(threads)
-    arguments = _Arguments(
+    arguments = _Mix(
         CODES[x.dtype],
         k,
         width,
@@ -126,7 +124,7 @@ def prepare(
         out.data_ptr(),
         out.stride(0),
         _address(target),
-        *((0, 0) if by_rows else _tile(mixing, width, dtype.itemsize, threads)),
+        *_tile(mixing, width, dtype.itemsize, threads),
         threads,
         past,
         pool > 0,
@@ -248,7 +246,7 @@ def _library() -> ctypes.CDLL | None:
             stacklevel=2,
         )
         return None
-    library.teleport_kernels_mix.argtypes = (ctypes.POINTER(_Arguments),)
+    library.teleport_kernels_mix.argtypes = (ctypes.POINTER(_Mix),)
     library.teleport_kernels_mix.restype = ctypes.c_int
     word, pointer = ctypes.c_int64, ctypes.c_void_p
     library.teleport_kernels_consensus.argtypes = (

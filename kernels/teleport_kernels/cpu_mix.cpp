@@ -17,7 +17,7 @@
 #include <new>
 #include <vector>
 
-#include "parallel.hpp"
+#include "mixing.hpp"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -331,32 +331,23 @@ template <class T, class A> struct Pass {
         }
     }
 
-    // Whole rows, each by the thread that has it in other loops as well: first every y, in memory of
-    // the calling thread, then every sum. That is one pass more and a wait for all, but of what lies
-    // in other cores' caches only the neighbours' y are read.
-    void run_by_rows(int threads, teleport::Run how) const {
+    // The same in two passes over whole rows, with the y of all rows in memory: what other cores hold
+    // is only the y of neighbours, and nobody waits for rows that are none.
+    int64_t pitch() const { return (width + 63) / 64 * 64 + 16; }  // no multiple of a page
+    void step_row(A* y, int64_t b) const { descend(y + b * pitch(), b, 0, width); }
+    void sum_row(const A* y, int64_t i) const {
         constexpr int64_t STRIP = 512;  // columns of a sum at a time
-        const int64_t pitch = (width + 63) / 64 * 64 + 16;  // no multiple of a page
-        A* const y = (A*)scratch(k * pitch * sizeof(A));
-        teleport::in_pieces(how, threads, k, [&](int64_t, int64_t first, int64_t last) {
-            for (int64_t b = first; b < last; ++b) descend(y + b * pitch, b, 0, width);
-        });
-        teleport::in_pieces(how, threads, k, [&](int64_t, int64_t first, int64_t last) {
-            alignas(64) T line[STRIP];
-            for (int64_t i = first; i < last; ++i)
-                for (int64_t from = 0; from < width; from += STRIP) {
-                    const int64_t n = std::min(STRIP, width - from);
-                    T* const to = out + (target ? target[i] : i) * out_stride + from;
-                    const int64_t c = gather(to, line, y + from, pitch, i, n, false);
-                    copy(to + c, line + c, n - c);
-                }
-        });
+        alignas(64) T line[STRIP];
+        for (int64_t from = 0; from < width; from += STRIP) {
+            const int64_t n = std::min(STRIP, width - from);
+            T* const to = out + i * out_stride + from;
+            const int64_t c = gather(to, line, y + from, pitch(), i, n, false);
+            copy(to + c, line + c, n - c);
+        }
     }
 
-    // tile: a multiple of 64 columns, or 0 for whole rows; rows: of a part at most, if no block has
-    // more.
+    // tile: a multiple of 64 columns; rows: of a part at most, if no block has more.
     void run(int64_t tile, int64_t rows, int threads, bool past, teleport::Run how) const {
-        if (!tile) return run_by_rows(threads, how);
         const int64_t tiles = (width + tile - 1) / tile;
         const std::vector<int64_t> begins = parts(rows);
         const int64_t n_parts = int64_t(begins.size()) - 1;
@@ -376,6 +367,15 @@ template <class T, class A> struct Pass {
             });
     }
 };
+
+using teleport::Mix;
+
+template <class T, class A> Pass<T, A> pass(const Mix* a) {
+    return {a->k, a->width, a->indptr, a->indices, a->n_runs, a->runs, a->n_blocks, a->blocks,
+            (const A*)a->weights, (const T*)a->x, a->x_stride, a->source, (const T*)a->grad,
+            a->grad_stride, (T*)a->momentum, a->momentum_stride, (const A*)a->lr, A(a->beta),
+            A(a->decay), a->nesterov != 0, (T*)a->out, a->out_stride, a->target};
+}
 
 // v[0] <- the sum of n values, by halving: v[c] + v[c + half], again and again.
 template <class A> inline A halved(A* v, int64_t n) {
@@ -429,45 +429,11 @@ void consensus(int64_t groups, int64_t width, const int64_t* starts, const T* x,
 
 extern "C" {
 
-struct Arguments {
-    int64_t dtype;  // 0 float32, 1 float64, 2 bfloat16, 3 float16
-    int64_t k, width;
-    const int64_t *indptr, *indices;
-    int64_t n_runs;
-    const int64_t* runs;
-    int64_t n_blocks;
-    const int64_t* blocks;
-    const void *weights, *x;
-    int64_t x_stride;
-    const int64_t* source;
-    const void* grad;
-    int64_t grad_stride;
-    void* momentum;
-    int64_t momentum_stride;
-    const void* lr;
-    double beta, decay;
-    int64_t nesterov;
-    void* out;
-    int64_t out_stride;
-    const int64_t* target;
-    int64_t tile, rows, threads, past;
-    int64_t pool;  // whether the threads are the pool's, else OpenMP's
-};
-
-// The loops of other libraries run on the same threads.
-void teleport_kernels_run(int64_t most, int64_t n, teleport::Pool::Body body, void* context) {
-    teleport::run_in_pool(most, n, body, context);
-}
-
 // 0, or 1 for a dtype that this build has not.
-int teleport_kernels_mix(const Arguments* a) {
-#define TK_RUN(T, A)                                                                              \
-    Pass<T, A>{a->k, a->width, a->indptr, a->indices, a->n_runs, a->runs, a->n_blocks, a->blocks, \
-               (const A*)a->weights, (const T*)a->x, a->x_stride, a->source, (const T*)a->grad,   \
-               a->grad_stride, (T*)a->momentum, a->momentum_stride, (const A*)a->lr, A(a->beta),  \
-               A(a->decay), a->nesterov != 0, (T*)a->out, a->out_stride, a->target}               \
-        .run(a->tile, a->rows, int(a->threads), a->past != 0,                                     \
-             a->pool ? teleport::run_in_pool : run_in_openmp)
+int teleport_kernels_mix(const Mix* a) {
+#define TK_RUN(T, A) \
+    pass<T, A>(a).run(a->tile, a->rows, int(a->threads), a->past != 0, \
+                      a->pool ? teleport::run_in_pool : run_in_openmp)
     switch (a->dtype) {
         case 0: TK_RUN(float, float); return 0;
         case 1: TK_RUN(double, double); return 0;
@@ -477,6 +443,23 @@ int teleport_kernels_mix(const Arguments* a) {
 #endif
         default: return 1;
     }
+}
+
+const teleport::Lent* teleport_kernels_lent() {
+    static const teleport::Lent lent{
+        teleport::run_in_pool,
+        teleport_kernels_mix,
+        [](const Mix* a) { return int64_t(a->k * pass<float, float>(a).pitch() * sizeof(float)); },
+        [](const Mix* a, void* y, const int64_t* rows, int64_t n) {
+            const auto p = pass<float, float>(a);
+            for (int64_t i = 0; i < n; ++i) p.step_row((float*)y, rows[i]);
+        },
+        [](const Mix* a, const void* y, const int64_t* rows, int64_t n) {
+            const auto p = pass<float, float>(a);
+            for (int64_t i = 0; i < n; ++i) p.sum_row((const float*)y, rows[i]);
+        },
+    };
+    return &lent;
 }
 
 int teleport_kernels_consensus(int64_t dtype, int64_t groups, int64_t width, const int64_t* starts,

@@ -38,7 +38,6 @@ class Mixing:
     """(b + 1,) int64: no entry leaves rows and columns blocks[i] .. blocks[i + 1] - 1, and no
     smaller range is as closed: the runs of a fleet, each on its own."""
     _slots: dict[torch.dtype, list[Slot]] = field(init=False, repr=False, default_factory=dict)
-    _crosses: dict[int, bool] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         set_ = functools.partial(object.__setattr__, self)
@@ -146,7 +145,6 @@ class Mixing:
         for name, part in zip(names, parts, strict=True):
             object.__setattr__(mixing, name, part)
         object.__setattr__(mixing, "_slots", {})
-        object.__setattr__(mixing, "_crosses", {})
         return mixing
 
     def transposed(self) -> list[Tensor]:
@@ -182,19 +180,6 @@ class Mixing:
         begins[1:] = crossing == 0
         return begins.nonzero().squeeze(1)
 
-    def crosses_little(self, parts: int) -> bool:
-        """Whether rows in so many equal parts, one after the other, need few of other parts' rows:
-        of all parts together half as many as there are rows, as on a ring or a large torus; but not
-        if every part has blocks of its own."""
-        if parts not in self._crosses:
-            n = self.n_rows
-            part = part_of_rows(n, parts).to(self.device)
-            other = part[self.rows] != part[self.indices]
-            needed = part[self.rows[other]] * n + self.indices[other]
-            few = self.nnz <= 8 * n and len(set(needed.tolist())) <= n // 2
-            self._crosses[parts] = few and self.block_rows > n // parts
-        return self._crosses[parts]
-
     def slots(self, dtype: torch.dtype) -> list[Slot]:
         """The matrix cut by position in the row: slot d holds the d-th neighbour of every row that
         has one. Its weights are (rows, 1) in the given dtype, made once."""
@@ -218,12 +203,6 @@ class Slot:
     rows: Tensor | None
     columns: Tensor
     weights: Tensor
-
-
-def part_of_rows(n: int, parts: int) -> Tensor:
-    """(n,) int64: in which of so many parts, as equal as can be, each of n rows lies; these are the
-    rows that a thread of `parallel.hpp` begins with."""
-    return ((torch.arange(n) + 1) * parts - 1) // n
 
 
 def block_diag(blocks: Sequence[Mixing]) -> Mixing:

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from teleport_kernels.mixing import part_of_rows
-
 PHASES = ("data", "gradient", "mix", "metric")
 """What the time of a run is spent on, in the order by which the library counts them."""
 
@@ -61,8 +59,9 @@ class Rows:
         n = len(member)
         self.member = member.contiguous()
         self.threads = min(n, torch.get_num_threads())
-        # a thread has the same rows here as where they are mixed, in its core's cache
-        self.order = torch.argsort(part_of_rows(n, self.threads) * n + member, stable=True)
+        # each row's thread, as `in_pieces` deals them: it keeps its rows, in its core's cache
+        part = ((torch.arange(n) + 1) * self.threads - 1) // n
+        self.order = torch.argsort(part * n + member, stable=True)
 
     def struct(self, x: Tensor, grad: Tensor) -> ctypes.Structure:
         """`Rows` of rounds.cpp."""

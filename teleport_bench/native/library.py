@@ -51,7 +51,10 @@ def library() -> ctypes.CDLL | None:
     if not cpu.available():  # which has warned; rounds mix with it
         return None
     loaded.teleport_space.restype = ctypes.c_int64
-    loaded.teleport_use(cpu.function("run"))
+    loaded.teleport_tape.restype = ctypes.c_void_p
+    lent = cpu.function("lent")
+    lent.restype = ctypes.c_void_p
+    loaded.teleport_use(ctypes.c_void_p(lent()))
     return loaded
 
 

@@ -1,10 +1,13 @@
 // The gradients of all rows of a round, their scores on a whole data set, and the loop over the
 // recorded calls of many rounds.
 
+#include "mixing.hpp"
 #include "network.hpp"
 #include "parallel.hpp"
+#include "stages.hpp"
 
-#include <chrono>
+#include <map>
+#include <memory>
 #include <vector>
 
 using namespace teleport;
@@ -22,12 +25,13 @@ struct Rows {
     int64_t threads;
 };
 
-Run run = run_in_pool;  // until the kernel library lends its own: one pool for both
+const Lent* lent = nullptr;  // by the kernel library: one pool of threads for both
 
-// Calls visit(row, its member, whether that is another one than before) for a piece of the rows.
-template <class Visit> void each_row(const Rows& rows, int64_t first, int64_t last, Visit visit) {
-    for (int64_t i = first, before = -1; i < last; ++i) {
-        const int64_t row = rows.order[i], member = rows.member[row];
+// Calls visit(row, its member, whether that is another one than before) for n of the rows.
+template <class Visit>
+void each_row(const Rows& all, const int64_t* rows, int64_t n, Visit visit) {
+    for (int64_t i = 0, before = -1; i < n; ++i) {
+        const int64_t row = rows[i], member = all.member[row];
         visit(row, member, member != before);
         before = member;
     }
@@ -79,43 +83,48 @@ int64_t teleport_space(const Network* net, int64_t features, int64_t batch) {
            int64_t(sizeof(Vector));
 }
 
-void teleport_gradient(const Gradient* a) {
+static void gradient_rows(const Gradient* a, const int64_t* rows, int64_t n_rows, int64_t thread) {
     const Network& net = *a->net;
     const Images& set = *a->set;
     const int64_t features = set.features(), n = slices(a->batch);
     const int64_t space = training_space(net, features, a->batch);
-    in_pieces(run, a->rows.threads, a->rows.n, [&](int64_t thread, int64_t first, int64_t last) {
-        Vector* const input = a->memory + thread * space;
-        Worker worker(net, true, input + n * features);
-        std::vector<int32_t> labels(n * V);
-        std::vector<uint8_t> views(a->views ? V * features : 0);
-        each_row(a->rows, first, last, [&](int64_t row, int64_t member, bool fresh) {
-            const int32_t* const ids = a->ids + member * (a->views ? 2 : 1) * a->batch;
-            const float* const x = a->rows.x + row * a->rows.x_stride;
-            for (int64_t s = 0; s < n; ++s) {
-                const int64_t count = std::min<int64_t>(V, a->batch - s * V);
-                Vector* const samples = input + s * features;
-                if (fresh) {
-                    const uint8_t* sample[V];
-                    for (int64_t b = 0; b < count; ++b) {
-                        sample[b] = set.pixels + ids[s * V + b] * features;
-                        if (!a->views) continue;
-                        uint8_t* const to = &views[b * features];
-                        view(set, sample[b], ids[a->batch + s * V + b], to);
-                        sample[b] = to;
-                    }
-                    fetch(set, sample, count, samples);
-                    for (int64_t b = 0; b < V; ++b)
-                        labels[s * V + b] = set.labels[ids[s * V + std::min(b, count - 1)]];
+    Vector* const input = a->memory + thread * space;
+    Worker worker(net, true, input + n * features);
+    std::vector<int32_t> labels(n * V);
+    std::vector<uint8_t> views(a->views ? V * features : 0);
+    each_row(a->rows, rows, n_rows, [&](int64_t row, int64_t member, bool fresh) {
+        const int32_t* const ids = a->ids + member * (a->views ? 2 : 1) * a->batch;
+        const float* const x = a->rows.x + row * a->rows.x_stride;
+        for (int64_t s = 0; s < n; ++s) {
+            const int64_t count = std::min<int64_t>(V, a->batch - s * V);
+            Vector* const samples = input + s * features;
+            if (fresh) {
+                const uint8_t* sample[V];
+                for (int64_t b = 0; b < count; ++b) {
+                    sample[b] = set.pixels + ids[s * V + b] * features;
+                    if (!a->views) continue;
+                    uint8_t* const to = &views[b * features];
+                    view(set, sample[b], ids[a->batch + s * V + b], to);
+                    sample[b] = to;
                 }
-                Vector weight;
-                for (int64_t b = 0; b < V; ++b) weight[b] = b < count ? 1.0f / a->batch : 0.0f;
-                const Vector* const logits = worker.forward(x, samples);
-                Vector* const d = worker.first_delta();
-                cross_entropy_back(logits, net.classes, &labels[s * V], weight, d);
-                worker.backward(x, samples, d, a->rows.grad + row * a->rows.grad_stride, s > 0);
+                fetch(set, sample, count, samples);
+                for (int64_t b = 0; b < V; ++b)
+                    labels[s * V + b] = set.labels[ids[s * V + std::min(b, count - 1)]];
             }
-        });
+            Vector weight;
+            for (int64_t b = 0; b < V; ++b) weight[b] = b < count ? 1.0f / a->batch : 0.0f;
+            const Vector* const logits = worker.forward(x, samples);
+            Vector* const d = worker.first_delta();
+            cross_entropy_back(logits, net.classes, &labels[s * V], weight, d);
+            worker.backward(x, samples, d, a->rows.grad + row * a->rows.grad_stride, s > 0);
+        }
+    });
+}
+
+void teleport_gradient(const Gradient* a) {
+    const Rows& rows = a->rows;
+    in_pieces(lent->run, rows.threads, rows.n, [&](int64_t thread, int64_t first, int64_t last) {
+        gradient_rows(a, rows.order + first, last - first, thread);
     });
 }
 
@@ -139,7 +148,7 @@ void teleport_score(const Score* a) {
     const int64_t space = scoring_space(net, features);
     std::vector<double> loss(n * a->rows), right(n * a->rows);
     const int64_t groups = (n + TOGETHER - 1) / TOGETHER;
-    in_pieces(run, a->threads, groups, [&](int64_t thread, int64_t begin, int64_t end) {
+    in_pieces(lent->run, a->threads, groups, [&](int64_t thread, int64_t begin, int64_t end) {
         Vector* const input = a->memory + thread * space;
         Worker worker(net, false, input + TOGETHER * features);
         std::vector<Vector> spare(net.classes);
@@ -189,32 +198,37 @@ struct Quadratic {
     const int64_t* node;  // (members)
 };
 
-void teleport_quadratic(const Quadratic* a) {
+static void quadratic_rows(const Quadratic* a, const int64_t* rows, int64_t n_rows) {
     const int64_t d = a->dim;
-    in_pieces(run, a->rows.threads, a->rows.n, [&](int64_t, int64_t first, int64_t last) {
-        each_row(a->rows, first, last, [&](int64_t row, int64_t member, bool) {
-            const float* __restrict const x = a->rows.x + row * a->rows.x_stride;
-            float* __restrict const g = a->rows.grad + row * a->rows.grad_stride;
-            const float* const linear = a->linear + a->node[member] * d;
-            const float* const noise = a->noise + member * d;
-            if (!a->pitch) {
-                const float h = a->hessian[a->node[member]];
-                for (int64_t i = 0; i < d; ++i) g[i] = (h * x[i] - linear[i]) + noise[i];
-                return;
+    each_row(a->rows, rows, n_rows, [&](int64_t row, int64_t member, bool) {
+        const float* __restrict const x = a->rows.x + row * a->rows.x_stride;
+        float* __restrict const g = a->rows.grad + row * a->rows.grad_stride;
+        const float* const linear = a->linear + a->node[member] * d;
+        const float* const noise = a->noise + member * d;
+        if (!a->pitch) {
+            const float h = a->hessian[a->node[member]];
+            for (int64_t i = 0; i < d; ++i) g[i] = (h * x[i] - linear[i]) + noise[i];
+            return;
+        }
+        const Vector* const lines = (const Vector*)(a->hessian + a->node[member] * d * a->pitch);
+        const int64_t stride = a->pitch / V, columns = (d + V - 1) / V;
+        in_tiles<4>(columns, [&](int64_t j, auto wide) {
+            constexpr int N = wide.value;
+            Vector s[N] = {};
+            for (int64_t i = 0; i < d; ++i)
+                for (int n = 0; n < N; ++n) s[n] += x[i] * lines[i * stride + j + n];
+            for (int n = 0; n < N; ++n) {
+                const int64_t at = (j + n) * V, count = std::min<int64_t>(V, d - at);
+                put(g + at, (s[n] - get(linear + at, count)) + get(noise + at, count), count);
             }
-            const Vector* const lines = (const Vector*)(a->hessian + a->node[member] * d * a->pitch);
-            const int64_t stride = a->pitch / V, columns = (d + V - 1) / V;
-            in_tiles<4>(columns, [&](int64_t j, auto wide) {
-                constexpr int N = wide.value;
-                Vector s[N] = {};
-                for (int64_t i = 0; i < d; ++i)
-                    for (int n = 0; n < N; ++n) s[n] += x[i] * lines[i * stride + j + n];
-                for (int n = 0; n < N; ++n) {
-                    const int64_t at = (j + n) * V, count = std::min<int64_t>(V, d - at);
-                    put(g + at, (s[n] - get(linear + at, count)) + get(noise + at, count), count);
-                }
-            });
         });
+    });
+}
+
+void teleport_quadratic(const Quadratic* a) {
+    const Rows& rows = a->rows;
+    in_pieces(lent->run, rows.threads, rows.n, [&](int64_t, int64_t first, int64_t last) {
+        quadratic_rows(a, rows.order + first, last - first);
     });
 }
 
@@ -237,24 +251,25 @@ struct Sum {
     int64_t out_stride, threads;
 };
 
+static void combine_part(const Sum* a, int64_t row, int64_t from) {
+    const int64_t n = std::min(COLUMNS, a->width - from);
+    float sum[COLUMNS];
+    for (int64_t j = 0; j < a->n_terms; ++j) {
+        const Term& term = a->terms[j];
+        const float c = term.coefficient(a->lr[row]);
+        add_term(j == 0, c, term.x + row * term.x_stride + from, sum, n);
+    }
+    std::memcpy(a->out + row * a->out_stride + from, sum, n * sizeof(float));
+}
+
 void teleport_combine(const Sum* a) {
-    const int64_t runs = (a->width + COLUMNS - 1) / COLUMNS;
-    in_pieces(run, a->threads, a->rows * runs, [&](int64_t, int64_t first, int64_t last) {
-        for (int64_t i = first; i < last; ++i) {
-            const int64_t row = i / runs, from = i % runs * COLUMNS;
-            const int64_t n = std::min(COLUMNS, a->width - from);
-            float sum[COLUMNS];
-            for (int64_t j = 0; j < a->n_terms; ++j) {
-                const Term& term = a->terms[j];
-                const float c = term.coefficient(a->lr[row]);
-                add_term(j == 0, c, term.x + row * term.x_stride + from, sum, n);
-            }
-            std::memcpy(a->out + row * a->out_stride + from, sum, n * sizeof(float));
-        }
+    const int64_t parts = (a->width + COLUMNS - 1) / COLUMNS;
+    in_pieces(lent->run, a->threads, a->rows * parts, [&](int64_t, int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) combine_part(a, i / parts, i % parts * COLUMNS);
     });
 }
 
-void teleport_use(Run other) { run = other; }
+void teleport_use(const Lent* other) { lent = other; }
 
 struct Copy {
     int64_t rows, width;
@@ -264,7 +279,7 @@ struct Copy {
 };
 
 void teleport_copy(const Copy* a) {
-    in_pieces(run, a->threads, a->rows, [&](int64_t, int64_t first, int64_t last) {
+    in_pieces(lent->run, a->threads, a->rows, [&](int64_t, int64_t first, int64_t last) {
         const int64_t at = first * a->width, n = (last - first) * a->width;
         std::memcpy(a->to + at, a->from + at, n * sizeof(float));
     });
@@ -277,22 +292,115 @@ struct Call {
     int64_t phase;
 };
 
-// copies: what comes before, in no phase. seconds: by phase, added to. ends: of each call, seconds
-// from the first one's begin; or null.
-void teleport_replay(const Copy* copies, int64_t n_copies, const Call* calls, int64_t n,
+// The calls of a block of rounds, and the same as stages, unless they are better made call by call.
+struct Tape {
+    std::vector<Call> calls;
+    std::unique_ptr<Groups> groups;  // or null: call by call
+    std::vector<Stage> stages;
+    std::vector<int64_t> begins;  // of each call's stages, and their end
+    std::map<std::pair<const int64_t*, const int64_t*>, Needs> needs;
+    int64_t shared = 0;  // bytes of one of the two buffers
+
+    void add(const Call& call, decltype(Stage::make) make, int which = 0,
+             const Needs* needed = nullptr) {
+        stages.push_back({make, call.arguments, call.phase, which, needed});
+    }
+};
+
+// Whether sums over whole rows, whose y lie in memory, are no slower than over tiles, where they
+// are at hand. Measured: where a thread's sums read what its core's cache holds, or where rows are
+// few, and their neighbours too. Blocks smaller than a thread's rows are tiles of their own.
+static bool suits_stages(const Mix* m, int64_t threads) {
+    constexpr int64_t NEAR = 2 * 1024 * 1024, FEW_ROWS = 16, FEW_NEIGHBOURS = 8;
+    if (m->dtype || m->source || m->target || m->past) return false;
+    const int64_t entries = m->indptr[m->k], read = entries * m->width * int64_t(sizeof(float));
+    if (m->k <= FEW_ROWS * threads && entries <= FEW_NEIGHBOURS * m->k) return true;
+    int64_t largest = 0;
+    for (int64_t b = 0; b < m->n_blocks; ++b)
+        largest = std::max(largest, m->blocks[b + 1] - m->blocks[b]);
+    return largest > m->k / threads && read <= NEAR * threads;
+}
+
+// False where a call is none of those known here, or one that suits no stages.
+static bool add_stages(Tape* tape, int64_t rows, int64_t threads) {
+    const Mix* before = nullptr;
+    int which = 0;
+    for (const Call& call : tape->calls) {
+        const auto is = [&](auto* function) { return call.run == (void (*)(const void*))function; };
+        tape->begins.push_back(int64_t(tape->stages.size()));
+        if (is(teleport_gradient)) {
+            tape->add(call, [](const void* a, char*, const int64_t* r, int64_t n, int64_t thread) {
+                gradient_rows((const Gradient*)a, r, n, thread);
+            });
+        } else if (is(teleport_quadratic)) {
+            tape->add(call, [](const void* a, char*, const int64_t* r, int64_t n, int64_t) {
+                quadratic_rows((const Quadratic*)a, r, n);
+            });
+        } else if (is(teleport_combine)) {
+            tape->add(call, [](const void* a, char*, const int64_t* r, int64_t n, int64_t) {
+                const Sum* const sum = (const Sum*)a;
+                for (int64_t i = 0; i < n; ++i)
+                    for (int64_t c = 0; c < sum->width; c += COLUMNS) combine_part(sum, r[i], c);
+            });
+        } else if (is(lent->mix)) {
+            const Mix* const mix = (const Mix*)call.arguments;
+            if (mix->k != rows || !suits_stages(mix, threads)) return false;
+            if (!before) before = mix;
+            const auto [known, fresh] = tape->needs.try_emplace({mix->indptr, before->indptr});
+            if (fresh) known->second = tape->groups->needs(*mix, *before);
+            tape->add(call, [](const void* a, char* y, const int64_t* r, int64_t n, int64_t) {
+                lent->step((const Mix*)a, y, r, n);
+            }, which);
+            tape->add(call, [](const void* a, char* y, const int64_t* r, int64_t n, int64_t) {
+                lent->sum((const Mix*)a, y, r, n);
+            }, which, &known->second);
+            tape->shared = std::max(tape->shared, lent->space(mix));
+            which = 1 - which;
+            before = mix;
+        } else {
+            return false;
+        }
+    }
+    tape->begins.push_back(int64_t(tape->stages.size()));
+    return true;
+}
+
+// order: (rows) as in Rows.
+Tape* teleport_tape(const Call* calls, int64_t n, const int64_t* order, int64_t rows,
+                    int64_t threads) {
+    Tape* const tape = new Tape{{calls, calls + n}, {}, {}, {}, {}};
+    if (threads < 2 || rows < threads) return tape;
+    tape->groups.reset(new Groups(order, rows, threads));
+    if (!add_stages(tape, rows, threads)) tape->groups.reset();
+    return tape;
+}
+
+int teleport_staged(const Tape* tape) { return tape->groups != nullptr; }
+
+void teleport_forget(Tape* tape) { delete tape; }
+
+// The calls first .. last - 1. copies: what comes before, in no phase. seconds: by phase, added to.
+// ends: of each call, seconds from the first one's begin, where they are to be made one by one; or
+// null.
+void teleport_replay(Tape* tape, const Copy* copies, int64_t n_copies, int64_t first, int64_t last,
                      double* seconds, double* ends) {
     for (int64_t i = 0; i < n_copies; ++i) teleport_copy(copies + i);
-    using Clock = std::chrono::steady_clock;
+    if (tape->groups && !ends) {
+        static thread_local std::vector<Vector> shared;  // new memory costs as much as some rounds
+        shared.resize(std::max(shared.size(), 2 * tape->shared / sizeof(Vector)));
+        const int64_t from = tape->begins[first];
+        tape->groups->make(lent->run, &tape->stages[from], tape->begins[last] - from,
+                           (char*)shared.data(), tape->shared, seconds);
+        return;
+    }
     const auto start = Clock::now();
     auto began = start;
-    const auto between = [](Clock::time_point from, Clock::time_point to) {
-        return std::chrono::duration<double>(to - from).count();
-    };
-    for (int64_t i = 0; i < n; ++i) {
-        calls[i].run(calls[i].arguments);
+    for (int64_t i = first; i < last; ++i) {
+        const Call& call = tape->calls[i];
+        call.run(call.arguments);
         const auto now = Clock::now();
-        seconds[calls[i].phase] += between(began, now);
-        if (ends) ends[i] = between(start, now);
+        seconds[call.phase] += between(began, now);
+        if (ends) ends[i - first] = between(start, now);
         began = now;
     }
 }

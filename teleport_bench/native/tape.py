@@ -2,7 +2,8 @@
 
 A replay runs whole blocks of rounds without Python in between. It is right only if the recorded
 calls are all that happens in a round: `Watch` sees any operation of torch in between, and a tape on
-which there was one is not replayed.
+which there was one is not replayed. Where it saves time, a replay does not go call by call either:
+each row goes on as soon as its neighbours are there (stages.hpp), with the same bits.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from teleport_bench import trace
-from teleport_bench.native.calls import PHASES, POINTER, WORD, Call, structure
+from teleport_bench.native.calls import PHASES, POINTER, WORD, Call, Rows, structure
 from teleport_bench.native.library import library
 
 _CallStruct = structure("Call", run=POINTER, arguments=POINTER, phase=WORD)
@@ -85,17 +86,24 @@ class Watch(TorchFunctionMode):
 class Tape:
     """The calls of the rounds of one block, and the state between them."""
 
-    def __init__(self, state: Mapping[str, Tensor], buffers: Buffers, threads: int) -> None:
-        self._buffers, self._threads = buffers, threads
+    def __init__(self, state: Mapping[str, Tensor], buffers: Buffers, rows: Rows) -> None:
+        self._buffers, self._rows = buffers, rows
         self._states = [self._addresses(state)]
         self._calls: list[Call] = []
         self._ends = [0]
-        self._table: Any = None
+        self._whole: ctypes.c_void_p | None = None
+        """The library's own, once all is recorded."""
 
     @property
     def rounds(self) -> int:
         """Rounds recorded so far."""
         return len(self._ends) - 1
+
+    @property
+    def staged(self) -> bool:
+        """Whether its replays go on row by row (stages.hpp), and not call by call."""
+        loaded = library()
+        return loaded is not None and bool(self._whole and loaded.teleport_staged(self._whole))
 
     def record(self, call: Call) -> None:
         self._calls.append(call)
@@ -108,44 +116,52 @@ class Tape:
         self, state: dict[str, Tensor], first: int, last: int, phases: dict[str, float]
     ) -> dict[str, Tensor]:
         """Rounds first .. last - 1 of the block from a state to the one after them."""
-        if self._table is None:
-            entries = [
-                _CallStruct(
-                    ctypes.cast(call.function, ctypes.c_void_p).value,
-                    ctypes.addressof(call.arguments),
-                    PHASES.index(call.phase),
-                )
-                for call in self._calls
-            ]
-            self._table = (_CallStruct * len(entries))(*entries)
+        loaded = library()
+        assert loaded is not None
+        if self._whole is None:
+            self._whole = self._make(loaded)
         begins, ends = self._states[first], self._states[last]
         moved = {name: t for name, t in state.items() if t.data_ptr() != begins[name]}
         places = {begins[name] for name in moved}
         if any(tensor.data_ptr() in places for tensor in moved.values()):
             moved = {name: tensor.clone() for name, tensor in moved.items()}
         # copied by the library, as torch would let go of Python, which the next draw then takes
+        shape = self._buffers.shape
         copies = (_CopyStruct * len(moved))(
             *(
-                _CopyStruct(*self._buffers.shape, tensor.data_ptr(), begins[name], self._threads)
+                _CopyStruct(*shape, tensor.data_ptr(), begins[name], self._rows.threads)
                 for name, tensor in moved.items()
             )
         )
         seconds = (ctypes.c_double * len(PHASES))()
         start, stop = self._ends[first], self._ends[last]
-        loaded = library()
-        assert loaded is not None
         tracing = trace.current()
         spans = (ctypes.c_double * (stop - start))() if tracing else None
         began = time.perf_counter()
-        first_call = ctypes.byref(self._table, start * ctypes.sizeof(_CallStruct))
         loaded.teleport_replay(
-            copies, WORD(len(copies)), first_call, WORD(stop - start), seconds, spans
+            self._whole, copies, WORD(len(copies)), WORD(start), WORD(stop), seconds, spans
         )
         if tracing and spans:
             tracing.add_calls([call.phase for call in self._calls[start:stop]], began, list(spans))
         for name, spent in zip(PHASES, seconds, strict=True):
             phases[name] += spent
         return {name: self._buffers.lend(address) for name, address in ends.items()}
+
+    def _make(self, loaded: ctypes.CDLL) -> ctypes.c_void_p:
+        entries = [
+            _CallStruct(
+                ctypes.cast(call.function, ctypes.c_void_p).value,
+                ctypes.addressof(call.arguments),
+                PHASES.index(call.phase),
+            )
+            for call in self._calls
+        ]
+        table, rows = (_CallStruct * len(entries))(*entries), self._rows
+        n, order = len(rows.order), ctypes.c_void_p(rows.order.data_ptr())
+        whole = loaded.teleport_tape(table, WORD(len(entries)), order, WORD(n), WORD(rows.threads))
+        made = ctypes.c_void_p(whole)
+        weakref.finalize(self, loaded.teleport_forget, made)
+        return made
 
     def _addresses(self, state: Mapping[str, Tensor]) -> dict[str, int]:
         return {name: tensor.data_ptr() for name, tensor in state.items()}
