@@ -167,7 +167,7 @@ class Fleet:
         self.there = np.concatenate(there, axis=1) if there else None
         """(period, rows): whether each row's node is there, where rows stay at their nodes."""
         self.factors = _Factors(specs)
-        self.mixings: dict[tuple[int, ...], tk.Mixing] = {}
+        self.mixings: dict[int, tk.Mixing] = {}
         self.alone = tk.Mixing.identity(len(self.run)).to(self.device)
         self.period = math.lcm(*(topology.period for topology in self.topologies))
         self.phases = dict.fromkeys(PHASES, 0.0)
@@ -328,7 +328,7 @@ class Fleet:
 
     def mixing(self, t: int) -> tk.Mixing:
         """The block-diagonal matrix of all runs in round t."""
-        phase = tuple(t % topology.period for topology in self.topologies)
+        phase = t % self.period
         if phase not in self.mixings:
             blocks = [topology.mixing(t) for topology in self.topologies]
             self.mixings[phase] = tk.block_diag(blocks).to(self.device)

@@ -211,13 +211,11 @@ def block_diag(blocks: Sequence[Mixing]) -> Mixing:
         raise ValueError(f"block_diag needs a list of Mixings, got {type(blocks).__name__}")
     if not blocks:
         raise ValueError("block_diag needs at least one block, got none")
-    row_offset, entry_offset = 0, 0
-    indptr, indices = [blocks[0].indptr[:1]], []
-    for block in blocks:
-        indptr.append(block.indptr[1:] + entry_offset)
-        indices.append(block.indices + row_offset)
-        row_offset += block.n_rows
-        entry_offset += block.nnz
-    return Mixing(
-        torch.cat(indptr), torch.cat(indices), torch.cat([block.weights for block in blocks])
-    )
+    rows = torch.tensor([block.n_rows for block in blocks])
+    entries = torch.tensor([block.nnz for block in blocks])
+    first_row = (rows.cumsum(0) - rows).to(blocks[0].device)
+    indptr = torch.zeros(int(rows.sum()) + 1, dtype=torch.int64, device=blocks[0].device)
+    indptr[1:] = torch.cat([block.degrees for block in blocks]).cumsum(0)
+    indices = torch.cat([block.indices for block in blocks])
+    indices += first_row.repeat_interleave(entries.to(indices.device), output_size=len(indices))
+    return Mixing(indptr, indices, torch.cat([block.weights for block in blocks]))
