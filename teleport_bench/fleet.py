@@ -188,6 +188,7 @@ class Fleet:
             {} if self.compiled and replay and slots else None
         )
         self._tape: native.Tape | None = None
+        self._recorded: dict[tuple[Any, ...], native.Recorded] = {}
         self.final: Tensor | None = None
         """(rows, P): the tokens as `advance` left them."""
         graphs = compiled and replay and slots and self.device.type == "cuda"
@@ -292,14 +293,24 @@ class Fleet:
             if tape is None or tape.rounds != t - start or self.tapes is None:
                 state = self.algorithm.step(state, FleetRound(self, t, t - start, place))
                 continue
+            # a round is known by its graphs, and by what there is of a state and where
+            where = t % self.period, *((name, x.data_ptr()) for name, x in state.items())
+            if known := self._recorded.get(where):
+                state = tape.again(known, self.make)
+                continue
             with native.Watch() as watch:
                 step = FleetRound(self, t, t - start, place, tape, watch)
                 state = self.algorithm.step(state, step)
             if watch.seen or not all(map(self.buffers.has, state.values())):
                 self.tapes = None  # more happens in a round than a tape would replay
             else:
-                tape.end_round(state)
+                self._recorded[where] = tape.end_round(state)
         return state
+
+    def make(self, call: native.Call) -> None:
+        """Make a call in its phase."""
+        with self.phase(call.phase):
+            call()
 
     def _choose_tape(self, state: State, start: int) -> State:
         """The tape of the block that begins with round start, to be replayed or to be recorded."""
@@ -310,7 +321,9 @@ class Fleet:
         if self._tape is None and len(self.tapes) < TAPES:
             state = self._into_buffers(state)
             if self.tapes is not None:
-                self._tape = self.tapes[key] = native.Tape(state, self.buffers, self.rows)
+                self._tape = self.tapes[key] = native.Tape(
+                    state, self.buffers, self.rows, self.choices.table()
+                )
         return state
 
     def _into_buffers(self, state: State) -> State:
@@ -446,6 +459,15 @@ class Choices:
                 lr *= torch.from_numpy(there[start : start + BLOCK]).to(lr.device)
             self._put("lr", lr)
         return drawn.holders
+
+    def table(self) -> native.Table:
+        """Where a round's choices lie, and how far from those of the next round."""
+        steps = self._fleet.algorithm.local_steps
+        each = ((self.node, 1), (self.data, steps), (self.lr, 1))
+        return [
+            (x.data_ptr(), x.data_ptr() + x.nbytes, rows * x.stride(0) * x.element_size())
+            for x, rows in each
+        ]
 
     def draw_ahead(self) -> None:
         """Begin to draw what follows; best where Python has nothing else to do, since it makes one
@@ -658,8 +680,7 @@ class FleetRound:
         return block[at]
 
     def _make(self, call: native.Call) -> None:
-        with self.fleet.phase(call.phase):
-            call()
+        self.fleet.make(call)
         if self._tape is not None:
             self._tape.record(call)
 

@@ -6,19 +6,21 @@ compiled again. On the CPU this is an order of magnitude faster than the same in
 cost more than the arithmetic of a small network.
 """
 
-from teleport_bench.native.calls import Call, Rows
+from teleport_bench.native.calls import Call, Rows, Table
 from teleport_bench.native.combine import combine
 from teleport_bench.native.library import available, compiled, pool_alone, prepare
 from teleport_bench.native.network import NativeNetwork
 from teleport_bench.native.quadratic import NativeQuadratic
-from teleport_bench.native.tape import Buffers, Tape, Watch
+from teleport_bench.native.tape import Buffers, Recorded, Tape, Watch
 
 __all__ = [
     "Buffers",
     "Call",
     "NativeNetwork",
     "NativeQuadratic",
+    "Recorded",
     "Rows",
+    "Table",
     "Tape",
     "Watch",
     "available",

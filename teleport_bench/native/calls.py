@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,25 @@ def structure(name: str, **fields: Any) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
 
 
+Table = Sequence[tuple[int, int, int]]
+"""Tensors with one row a round: where each begins and ends, and the bytes of a row."""
+Steps = Sequence[tuple[int, int]]
+"""Places of pointers in a struct, and by how many bytes each moves from round to round."""
+
+
+@functools.cache
+def _pointers(kind: type[ctypes.Structure]) -> list[int]:
+    """The places of all pointers in a struct, and in the structs within it."""
+    found = []
+    for name, field, *_ in kind._fields_:
+        offset = getattr(kind, name).offset
+        if field is POINTER:
+            found.append(offset)
+        elif issubclass(field, ctypes.Structure):
+            found += [offset + inner for inner in _pointers(field)]
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class Call:
     """A C function with its arguments.
@@ -34,6 +55,21 @@ class Call:
 
     def __call__(self) -> None:
         self.function(ctypes.byref(self.arguments))
+
+    def steps(self, table: Table) -> Steps:
+        """Which of the arguments point into that table, and how far its rows are apart."""
+        found = []
+        for offset in _pointers(type(self.arguments)):
+            address = POINTER.from_buffer(self.arguments, offset).value or 0
+            found += [(offset, step) for begin, end, step in table if begin <= address < end]
+        return found
+
+    def moved(self, steps: Steps, rows: int) -> Call:
+        """The same call, so many rows further on in the table."""
+        arguments = type(self.arguments).from_buffer_copy(self.arguments)
+        for offset, step in steps:
+            WORD.from_buffer(arguments, offset).value += rows * step
+        return Call(self.function, arguments, self.phase, (self,))
 
 
 RowsStruct = structure(

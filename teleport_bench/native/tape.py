@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from teleport_bench import trace
-from teleport_bench.native.calls import PHASES, POINTER, WORD, Call, Rows, structure
+from teleport_bench.native.calls import PHASES, POINTER, WORD, Call, Rows, Steps, Table, structure
 from teleport_bench.native.library import library
 
 _CallStruct = structure("Call", run=POINTER, arguments=POINTER, phase=WORD)
@@ -77,11 +78,25 @@ class Watch(TorchFunctionMode):
         return torch._C.DisableTorchFunction()  # not even asked: twenty operations of a round are
 
 
-class Tape:
-    """The calls of the rounds of one block, and the state between them."""
+@dataclass(frozen=True)
+class Recorded:
+    """A round on some tape: its calls, its place in the block, and where the state is after it."""
 
-    def __init__(self, state: Mapping[str, Tensor], buffers: Buffers, rows: Rows) -> None:
-        self._buffers, self._rows = buffers, rows
+    calls: list[tuple[Call, Steps]]
+    i: int
+    after: dict[str, int]
+
+
+class Tape:
+    """The calls of the rounds of one block, and the state between them.
+
+    table: the tensors with what a block chooses, a row a round.
+    """
+
+    def __init__(
+        self, state: Mapping[str, Tensor], buffers: Buffers, rows: Rows, table: Table
+    ) -> None:
+        self._buffers, self._rows, self._choices = buffers, rows, table
         self._states = [self._addresses(state)]
         self._calls: list[Call] = []
         self._ends = [0]
@@ -102,8 +117,25 @@ class Tape:
     def record(self, call: Call) -> None:
         self._calls.append(call)
 
-    def end_round(self, state: Mapping[str, Tensor]) -> None:
-        self._states.append(self._addresses(state))
+    def end_round(self, state: Mapping[str, Tensor]) -> Recorded:
+        """What has been recorded since the last round's end is a round."""
+        calls = [(call, call.steps(self._choices)) for call in self._calls[self._ends[-1] :]]
+        recorded = Recorded(calls, self.rounds, self._addresses(state))
+        self._end(recorded.after)
+        return recorded
+
+    def again(self, recorded: Recorded, make: Callable[[Call], None]) -> dict[str, Tensor]:
+        """Make and record a round as one that began with the state in the same places; the state
+        after it."""
+        for call, steps in recorded.calls:
+            moved = call.moved(steps, self.rounds - recorded.i)
+            make(moved)
+            self.record(moved)
+        self._end(recorded.after)
+        return {name: self._buffers.lend(address) for name, address in recorded.after.items()}
+
+    def _end(self, state: dict[str, int]) -> None:
+        self._states.append(state)
         self._ends.append(len(self._calls))
 
     def replay(
