@@ -16,16 +16,20 @@ BLOCK = 64
 """Rounds drawn at once."""
 
 
-def blocks_ahead(size: int, threads: int) -> int:
-    """Blocks that are drawn while another one runs, each in a thread: one, or up to four if they
-    have no more than 256 MiB. size: bytes of a block."""
-    return min(4, threads, max(1, 2**28 // max(1, size)))
+def block_bytes(numbers: int, n_active: int) -> int:
+    """Bytes of a block where each active node draws that many numbers of four bytes a round; who
+    they are takes eight."""
+    return 4 * BLOCK * (numbers + 2) * n_active
 
 
-def blocks_at_once(size: int) -> int:
-    """Blocks that a thread draws one after the other: up to four if they have no more than 256 KiB,
-    as its waking takes as long as drawing little does. size: bytes of a block."""
-    return min(4, max(1, 2**18 // max(1, size)))
+def drawn_ahead(size: int, threads: int) -> tuple[int, int]:
+    """Threads that draw at a time, and the blocks that each draws. size: bytes of a block.
+
+    Up to four threads, while their blocks have no more than 256 MiB; and up to four blocks in 256
+    KiB, since waking a thread takes as long as drawing little.
+    """
+    at_once = min(4, max(1, 2**18 // size))
+    return min(4, threads, max(1, 2**28 // (at_once * size))), at_once
 
 
 def draw_holders(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import teleport_kernels as tk
 from teleport_bench import native, trace
-from teleport_bench.activation import BLOCK, blocks_ahead, blocks_at_once, draw_holders
+from teleport_bench.activation import BLOCK, block_bytes, draw_holders, drawn_ahead
 from teleport_bench.algorithms import Rate, State
 from teleport_bench.conditions import absence
 from teleport_bench.curves import Curves, Outcome, Target
@@ -399,7 +399,8 @@ class Choices:
     """What the rounds of a block choose at random, and their step sizes, on the fleet's device.
 
     The tensors stay where they are from block to block, so that a tape or a graph may name them.
-    While a block runs, the next one is drawn; the next few at once where drawing takes longer.
+    Blocks are drawn by a thread or a few, beside the rounds of earlier ones if there are cores for
+    that or little is to draw, and else between them.
     """
 
     node: Tensor
@@ -423,9 +424,12 @@ class Choices:
         """Blocks can be taken in here, from the first, in order."""
         fleet = self._fleet
         numbers = fleet.spec.build_problem().drawn() * fleet.algorithm.local_steps
-        size = 4 * BLOCK * numbers * sum(m.active for m in fleet.members)
-        self._ahead = 1 if fleet.problem.in_order else blocks_ahead(size, fleet.threads)
-        self._at_once = blocks_at_once(size)
+        size = block_bytes(numbers, sum(m.active for m in fleet.members))
+        threads, self._at_once = drawn_ahead(size, fleet.threads)
+        self._ahead = 1 if fleet.problem.in_order else threads
+        # where all cores have rows, those who draw for long put some aside, and the others wait
+        full = fleet.compiled and fleet.rows.threads >= native.cores()
+        self._beside = not full or self._ahead == 1 or self._at_once > 1
         self._queue: deque[Future[list[_Drawn]]] = deque()
         self._drawn: deque[_Drawn] = deque()
         with ThreadPoolExecutor(self._ahead) as self._pool:
@@ -433,7 +437,7 @@ class Choices:
             if fleet.problem.in_order:
                 for earlier in range(first):
                     self._draw(earlier)
-            self.draw_ahead()
+            self._submit()
             try:
                 yield
             finally:
@@ -443,7 +447,10 @@ class Choices:
     def take(self, block: int) -> list[NDArray[np.int64]]:
         """Lay out the choices of a block; its holders, (BLOCK, k) by member."""
         if not self._drawn:
-            self._drawn.extend(self._queue.popleft().result())
+            if not self._queue:
+                self._submit()
+            for _ in range(1 if self._beside else len(self._queue)):
+                self._drawn.extend(self._queue.popleft().result())
         drawn = self._drawn.popleft()
         self._put("node", drawn.node)
         self._put("data", drawn.data)
@@ -470,8 +477,12 @@ class Choices:
         ]
 
     def draw_ahead(self) -> None:
-        """Begin to draw what follows; best where Python has nothing else to do, since it makes one
-        step at a time."""
+        """Begin to draw what follows, if that is done beside rounds; best where Python has nothing
+        else to do, since it makes one step at a time."""
+        if self._beside:
+            self._submit()
+
+    def _submit(self) -> None:
         while self._next < self._blocks and len(self._queue) < self._ahead:
             # the first one is waited for
             n = 1 if self._next == self._first else self._at_once

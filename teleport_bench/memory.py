@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from teleport_bench.activation import BLOCK, blocks_ahead
+from teleport_bench.activation import BLOCK, block_bytes, drawn_ahead
 from teleport_bench.algorithms import Rate
 from teleport_bench.native import Buffers
 from teleport_bench.spec import RunSpec
@@ -40,23 +40,24 @@ def needed(specs: Sequence[RunSpec], device: torch.device = CPU, *, compiled: bo
     vectors = rows * (_vectors(spec) + 1) + len(specs)
     if spec.storage == "nodes":
         vectors += sum(spec.nodes for spec in specs)
-    numbers = problem.drawn() * spec.build_algorithm().local_steps + 2  # the holder has 8 bytes
-    block = BLOCK * numbers * sum(m.active for m in members)
+    numbers = problem.drawn() * spec.build_algorithm().local_steps
+    block = block_bytes(numbers, sum(m.active for m in members))
     # on the host the next blocks lie in parts and as a whole, beside the one that rounds read
-    ahead = min(blocks_ahead(4 * block, torch.get_num_threads()), -(-spec.rounds // BLOCK) - 1)
+    ahead = math.prod(drawn_ahead(block, torch.get_num_threads()))
+    ahead = min(ahead, -(-spec.rounds // BLOCK) - 1)
     copies = max(2, 1 + 2 * ahead) if device.type == "cpu" else 1
-    choices = copies * block + 2 * BLOCK * rows
+    choices = copies * block + 8 * BLOCK * rows
     topologies = [spec.build_topology() for spec in specs]
     rounds = min(spec.rounds, math.lcm(*(t.period for t in topologies)))
     entries = sum(W.nnz * rounds // t.period for t in topologies for W in t.mixings)
     matrices = 20 * entries + 24 * rows * rounds
     own = problem.memory(members, rows, device, compiled=compiled)
-    return 4 * (vectors * problem.n_params + choices) + matrices + own
+    return 4 * vectors * problem.n_params + choices + matrices + own
 
 
 def _vectors(spec: RunSpec) -> int:
-    """(rows, P) tensors that a round of the algorithm has at a time, with the state that its block
-    of rounds began with: found by rounds (the first may differ) on single numbers."""
+    """(rows, P) tensors that a round of the algorithm has at a time, at most: with the state that
+    its block began with. Found by rounds (the first may differ) on single numbers."""
     algorithm, count = spec.build_algorithm(), _Counted(spec.momentum)
     state = algorithm.start(count.gradient(), momentum=spec.momentum > 0)
     state = {name: count.gradient() for name in state}

@@ -14,7 +14,7 @@ struct Matrix {
 };
 
 struct Round {
-    int64_t number;
+    int64_t number;  // of the mix, of which there may be several a round
     Matrix matrix;
     int64_t* made;  // (rows): stages of each row
     std::atomic<int64_t>* wrong;
@@ -57,11 +57,11 @@ void sum(const void* a, char* shared, const int64_t* rows, int64_t n, int64_t) {
 
 }  // namespace
 
-// Rounds with matrices in turn, each with indptr (rows + 1) and indices of its own. made: (rows),
-// zeros. seconds: by phase. How often a row's turn was not the next one, or a sum found another
-// round's step.
+// Rounds with matrices in turn, each with indptr (rows + 1) and indices of its own; first those before
+// `first`, then the others. made: (rows), zeros. seconds: by phase. How often a row's turn was not the
+// next one, or a sum found another round's step.
 extern "C" int64_t make_stages(int64_t threads, int64_t rows, const int64_t* order, int64_t rounds,
-                               int64_t n_matrices, const int64_t* const* indptr,
+                               int64_t first, int64_t n_matrices, const int64_t* const* indptr,
                                const int64_t* const* indices, int64_t* made, double* seconds) {
     Groups groups(order, rows, threads);
     std::atomic<int64_t> wrong{0};
@@ -80,7 +80,9 @@ extern "C" int64_t make_stages(int64_t threads, int64_t rows, const int64_t* ord
         stages.push_back({sum, &each[t], 2, which, &needs[t]});
     }
     std::vector<int64_t> shared(2 * rows, -1);
-    groups.make(run_in_pool, stages.data(), int64_t(stages.size()), (char*)shared.data(),
-                rows * int64_t(sizeof(int64_t)), seconds);
+    const int64_t bytes = rows * int64_t(sizeof(int64_t));
+    for (const auto& [from, to] : {std::pair{int64_t(0), first}, std::pair{first, rounds}})
+        groups.make(run_in_pool, stages.data() + 3 * from, 3 * (to - from), (char*)shared.data(),
+                    bytes, seconds);
     return wrong;
 }

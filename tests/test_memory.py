@@ -171,7 +171,11 @@ def test_the_rows_of_a_round_are_those_that_the_engine_takes(
     fleet.advance()
     assert memory._vectors(specs[0]) == tensors
     if fleet.compiled:
-        assert len(fleet.buffers._all) == tensors
+        assert fleet.final is not None
+        assert fleet.tapes
+        # the state that a block begins with is held only while rounds are recorded
+        held = max(len(state) for _, *state in fleet.tapes)
+        assert tensors - held <= len(fleet.buffers._all) <= tensors
 
 
 def test_an_algorithm_that_needs_real_rows_is_counted_as_far_as_it_comes(

@@ -34,8 +34,9 @@ struct Mix {
 struct Lent {
     Run run;  // on the threads that mix
     int (*mix)(const Mix*);
-    // A float32 mix in two passes over rows: the y of some rows, and once the y of their neighbours
-    // are there as well, their sums. y has the bytes of `space`, and begins at a cache line.
+    // A float32 mix without source and target in two passes over rows: the y of some rows, and once
+    // their neighbours' are there as well, their sums. y has the bytes of `space`, as many for each
+    // row, and begins where a vector register may.
     int64_t (*space)(const Mix*);
     void (*step)(const Mix*, void* y, const int64_t* rows, int64_t n);
     void (*sum)(const Mix*, const void* y, const int64_t* rows, int64_t n);

@@ -129,5 +129,5 @@ class Algorithm(ABC):
     @abstractmethod
     def step(self, state: State, r: Round) -> State:
         """One round. What is done may depend on which tensors the state has (the first round may
-        lack some) and on nothing else outside of tensors: calls of `r` may be recorded in one block
-        of rounds and replayed in the next. Operations of torch are allowed, and prevent that."""
+        lack some) and on nothing else outside of tensors: calls of `r` may be recorded in one round
+        and made again in any later one. Operations of torch are allowed, and prevent that."""

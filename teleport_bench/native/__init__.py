@@ -8,7 +8,7 @@ cost more than the arithmetic of a small network.
 
 from teleport_bench.native.calls import Call, Rows, Table
 from teleport_bench.native.combine import combine
-from teleport_bench.native.library import available, compiled, pool_alone, prepare
+from teleport_bench.native.library import available, compiled, cores, pool_alone, prepare
 from teleport_bench.native.network import NativeNetwork
 from teleport_bench.native.quadratic import NativeQuadratic
 from teleport_bench.native.tape import Buffers, Recorded, Tape, Watch
@@ -26,6 +26,7 @@ __all__ = [
     "available",
     "combine",
     "compiled",
+    "cores",
     "pool_alone",
     "prepare",
 ]

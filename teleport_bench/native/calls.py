@@ -38,6 +38,8 @@ def _pointers(kind: type[ctypes.Structure]) -> list[int]:
             found.append(offset)
         elif issubclass(field, ctypes.Structure):
             found += [offset + inner for inner in _pointers(field)]
+        elif field not in (WORD, ctypes.c_int32, ctypes.c_float, ctypes.c_double):
+            raise TypeError(f"a call's arguments are numbers and c_void_p, got {field} {name}")
     return found
 
 
@@ -45,7 +47,8 @@ def _pointers(kind: type[ctypes.Structure]) -> list[int]:
 class Call:
     """A C function with its arguments.
 
-    function: takes a pointer to `arguments`. keep: whatever the arguments point to.
+    function: takes a pointer to `arguments`. What a block chooses at random these point to
+    themselves, as c_void_p, and not by way of a table. keep: whatever the arguments point to.
     """
 
     function: Any

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,13 @@ def library() -> ctypes.CDLL | None:
     lent.restype = ctypes.c_void_p
     loaded.teleport_use(ctypes.c_void_p(lent()))
     return loaded
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextmanager

@@ -1,11 +1,12 @@
-// The gradients of all rows of a round, their scores on a whole data set, and the loop over the
-// recorded calls of many rounds.
+// The gradients of all rows of a round, their scores on a whole data set, and the recorded calls of
+// many rounds, made one after the other or as stages of rows.
 
 #include "mixing.hpp"
 #include "network.hpp"
 #include "parallel.hpp"
 #include "stages.hpp"
 
+#include <array>
 #include <map>
 #include <memory>
 #include <vector>
@@ -83,7 +84,8 @@ int64_t teleport_space(const Network* net, int64_t features, int64_t batch) {
            int64_t(sizeof(Vector));
 }
 
-static void gradient_rows(const Gradient* a, const int64_t* rows, int64_t n_rows, int64_t thread) {
+ONCE static void gradient_rows(const Gradient* a, const int64_t* rows, int64_t n_rows,
+                               int64_t thread) {
     const Network& net = *a->net;
     const Images& set = *a->set;
     const int64_t features = set.features(), n = slices(a->batch);
@@ -198,7 +200,7 @@ struct Quadratic {
     const int64_t* node;  // (members)
 };
 
-static void quadratic_rows(const Quadratic* a, const int64_t* rows, int64_t n_rows) {
+ONCE static void quadratic_rows(const Quadratic* a, const int64_t* rows, int64_t n_rows) {
     const int64_t d = a->dim;
     each_row(a->rows, rows, n_rows, [&](int64_t row, int64_t member, bool) {
         const float* __restrict const x = a->rows.x + row * a->rows.x_stride;
@@ -251,7 +253,7 @@ struct Sum {
     int64_t out_stride, threads;
 };
 
-static void combine_part(const Sum* a, int64_t row, int64_t from) {
+ONCE static void combine_part(const Sum* a, int64_t row, int64_t from) {
     const int64_t n = std::min(COLUMNS, a->width - from);
     float sum[COLUMNS];
     for (int64_t j = 0; j < a->n_terms; ++j) {
@@ -298,7 +300,7 @@ struct Tape {
     std::unique_ptr<Groups> groups;  // or null: call by call
     std::vector<Stage> stages;
     std::vector<int64_t> begins;  // of each call's stages, and their end
-    std::map<std::pair<const int64_t*, const int64_t*>, Needs> needs;
+    std::map<std::array<const int64_t*, 4>, Needs> needs;  // by two matrices
     int64_t shared = 0;  // bytes of one of the two buffers
 
     void add(const Call& call, decltype(Stage::make) make, int which = 0,
@@ -309,11 +311,12 @@ struct Tape {
 
 // Whether sums over whole rows, whose y lie in memory, are no slower than over tiles, where they
 // are at hand. Measured: where a thread's sums read what its core's cache holds, or where rows are
-// few, and their neighbours too. Blocks smaller than a thread's rows are tiles of their own.
+// few, and their neighbours too. Many equal rows are summed once in a tile, and blocks smaller than
+// a thread's rows are tiles of their own.
 static bool suits_stages(const Mix* m, int64_t threads) {
     constexpr int64_t NEAR = 2 * 1024 * 1024, FEW_ROWS = 16, FEW_NEIGHBOURS = 8;
-    if (m->dtype || m->source || m->target || m->past) return false;
-    const int64_t entries = m->indptr[m->k], read = entries * m->width * int64_t(sizeof(float));
+    if (m->dtype || m->source || m->target || m->past || 3 * m->n_runs < m->k) return false;
+    const int64_t entries = m->indptr[m->k], read = entries * (lent->space(m) / m->k);
     if (m->k <= FEW_ROWS * threads && entries <= FEW_NEIGHBOURS * m->k) return true;
     int64_t largest = 0;
     for (int64_t b = 0; b < m->n_blocks; ++b)
@@ -321,7 +324,7 @@ static bool suits_stages(const Mix* m, int64_t threads) {
     return largest > m->k / threads && read <= NEAR * threads;
 }
 
-// False where a call is none of those known here, or one that suits no stages.
+// False where a call is none of those known here, has other rows, or suits no stages.
 static bool add_stages(Tape* tape, int64_t rows, int64_t threads) {
     const Mix* before = nullptr;
     int which = 0;
@@ -329,14 +332,17 @@ static bool add_stages(Tape* tape, int64_t rows, int64_t threads) {
         const auto is = [&](auto* function) { return call.run == (void (*)(const void*))function; };
         tape->begins.push_back(int64_t(tape->stages.size()));
         if (is(teleport_gradient)) {
+            if (((const Gradient*)call.arguments)->rows.n != rows) return false;
             tape->add(call, [](const void* a, char*, const int64_t* r, int64_t n, int64_t thread) {
                 gradient_rows((const Gradient*)a, r, n, thread);
             });
         } else if (is(teleport_quadratic)) {
+            if (((const Quadratic*)call.arguments)->rows.n != rows) return false;
             tape->add(call, [](const void* a, char*, const int64_t* r, int64_t n, int64_t) {
                 quadratic_rows((const Quadratic*)a, r, n);
             });
         } else if (is(teleport_combine)) {
+            if (((const Sum*)call.arguments)->rows != rows) return false;
             tape->add(call, [](const void* a, char*, const int64_t* r, int64_t n, int64_t) {
                 const Sum* const sum = (const Sum*)a;
                 for (int64_t i = 0; i < n; ++i)
@@ -346,7 +352,8 @@ static bool add_stages(Tape* tape, int64_t rows, int64_t threads) {
             const Mix* const mix = (const Mix*)call.arguments;
             if (mix->k != rows || !suits_stages(mix, threads)) return false;
             if (!before) before = mix;
-            const auto [known, fresh] = tape->needs.try_emplace({mix->indptr, before->indptr});
+            const auto [known, fresh] = tape->needs.try_emplace(
+                {mix->indptr, mix->indices, before->indptr, before->indices});
             if (fresh) known->second = tape->groups->needs(*mix, *before);
             tape->add(call, [](const void* a, char* y, const int64_t* r, int64_t n, int64_t) {
                 lent->step((const Mix*)a, y, r, n);
@@ -387,9 +394,9 @@ void teleport_replay(Tape* tape, const Copy* copies, int64_t n_copies, int64_t f
     for (int64_t i = 0; i < n_copies; ++i) teleport_copy(copies + i);
     if (tape->groups && !ends) {
         static thread_local std::vector<Vector> shared;  // new memory costs as much as some rounds
-        shared.resize(std::max(shared.size(), 2 * tape->shared / sizeof(Vector)));
+        shared.resize(std::max(shared.size(), size_t(2 * tape->shared) / sizeof(Vector)));
         const int64_t from = tape->begins[first];
-        tape->groups->make(lent->run, &tape->stages[from], tape->begins[last] - from,
+        tape->groups->make(lent->run, tape->stages.data() + from, tape->begins[last] - from,
                            (char*)shared.data(), tape->shared, seconds);
         return;
     }

@@ -19,7 +19,7 @@ using Clock = std::chrono::steady_clock;
 inline double between(Clock::time_point from, Clock::time_point to) {
     return std::chrono::duration<double>(to - from).count();
 }
-constexpr int PHASES = 4;
+constexpr int PHASES = 4;  // of native/calls.py
 
 // Of each group those that must have made all stages before this one: ids[begins[g]] and on.
 struct Needs {
@@ -40,6 +40,7 @@ class Groups {
     static constexpr int64_t EACH = 8;      // groups of a thread at most
     static constexpr int64_t PATIENCE = 16;  // looks at its own groups before it takes others'
     static constexpr int64_t SAMPLE = 7;     // of so many turns one is timed: no divisor of EACH
+    static constexpr int64_t LOOKS = 16384;  // at groups, in vain, before another thread may run
 
     struct alignas(64) Group {
         int64_t first, last;  // in order
@@ -76,7 +77,8 @@ class Groups {
     bool advance(Loop& loop, int64_t g, int64_t thread) {
         Group& group = all[g];
         int64_t at = group.made.load(std::memory_order_relaxed);
-        if (!ready(loop, g, at) || group.taken.exchange(true, std::memory_order_acquire))
+        if (group.taken.load(std::memory_order_relaxed) || !ready(loop, g, at) ||
+            group.taken.exchange(true, std::memory_order_acquire))
             return false;
         Spent& spent = loop.spent[thread];
         const bool timed = spent.turns++ % SAMPLE == 0;
@@ -100,13 +102,13 @@ class Groups {
     void work(Loop& loop, int64_t thread) {
         const int64_t first = n * thread / threads, last = n * (thread + 1) / threads;
         for (int64_t idle = 0; loop.unfinished.load(std::memory_order_acquire); ++idle) {
-            bool any = false;
-            for (int64_t g = first; g < last; ++g) any |= advance(loop, g, thread);
-            for (int64_t i = last; idle >= PATIENCE && !any && i < first + n; ++i)
-                any = advance(loop, i % n, thread);
-            if (any)
-                idle = 0;
-            else if (idle < 4096)
+            bool own = false, other = false;
+            for (int64_t g = first; g < last; ++g) own |= advance(loop, g, thread);
+            for (int64_t i = last; idle >= PATIENCE && !own && !other && i < first + n; ++i)
+                other = advance(loop, i % n, thread);
+            if (own || other)
+                idle = own ? 0 : PATIENCE;
+            else if (idle < PATIENCE + LOOKS / n)
                 TK_PAUSE();
             else
                 std::this_thread::yield();
@@ -154,7 +156,7 @@ class Groups {
     // to: the time from begin to end, shared out by what the threads were seen doing.
     void make(Run run, const Stage* stages, int64_t n_stages, char* shared, int64_t bytes,
               double* seconds) {
-        if (!n_stages) return;
+        if (n_stages == 0) return;
         const auto began = Clock::now();
         for (int64_t g = 0; g < n; ++g) all[g].made.store(0, std::memory_order_relaxed);
         Loop loop{*this, stages, n_stages, {shared, shared + bytes}, {}, {n}};
@@ -167,9 +169,12 @@ class Groups {
         double all_seconds = 0;
         for (const Spent& s : loop.spent)
             for (double part : s.seconds) all_seconds += part;
-        const double share = between(began, Clock::now()) / all_seconds;
-        for (const Spent& s : loop.spent)
-            for (int p = 0; p < PHASES; ++p) seconds[p] += s.seconds[p] * share;
+        const double taken = between(began, Clock::now());
+        if (all_seconds == 0)  // for a clock without ticks so short
+            seconds[stages[0].phase] += taken;
+        else
+            for (const Spent& s : loop.spent)
+                for (int p = 0; p < PHASES; ++p) seconds[p] += s.seconds[p] * (taken / all_seconds);
     }
 };
 

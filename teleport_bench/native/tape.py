@@ -1,9 +1,10 @@
-"""Rounds on tape: the calls that an algorithm's steps make, recorded once and replayed.
+"""Rounds on tape: the calls that an algorithm's steps make, recorded once and made again.
 
-A replay runs whole blocks of rounds without Python in between. It is right only if the recorded
-calls are all that happens in a round: `Watch` sees any operation of torch in between, and a tape on
-which there was one is not replayed. Where it saves time, a replay does not go call by call either:
-each row goes on as soon as its neighbours are there (stages.hpp), with the same bits.
+A round with the same graphs, and the state in the same places, is the same calls on other choices;
+once a whole block is on tape, a replay runs it without Python in between. That is right only if the
+recorded calls are all that happens in a round: `Watch` sees any operation of torch in between, and
+a tape on which there was one is not replayed. Where it saves time, a replay does not go call by
+call either: each row goes on as soon as its neighbours are there (stages.hpp), with the same bits.
 """
 
 from __future__ import annotations
@@ -132,11 +133,12 @@ class Tape:
             make(moved)
             self.record(moved)
         self._end(recorded.after)
-        return {name: self._buffers.lend(address) for name, address in recorded.after.items()}
+        return self._lend(recorded.after)
 
     def _end(self, state: dict[str, int]) -> None:
         self._states.append(state)
         self._ends.append(len(self._calls))
+        self._whole = None
 
     def replay(
         self, state: dict[str, Tensor], first: int, last: int, phases: dict[str, float]
@@ -171,7 +173,12 @@ class Tape:
             tracing.add_calls([call.phase for call in self._calls[start:stop]], began, list(spans))
         for name, spent in zip(PHASES, seconds, strict=True):
             phases[name] += spent
-        return {name: self._buffers.lend(address) for name, address in ends.items()}
+        return self._lend(ends)
+
+    def _lend(self, state: dict[str, int]) -> dict[str, Tensor]:
+        """The tensors at these places, of which two names may share one."""
+        lent = {address: self._buffers.lend(address) for address in set(state.values())}
+        return {name: lent[address] for name, address in state.items()}
 
     def _make(self, loaded: ctypes.CDLL) -> ctypes.c_void_p:
         entries = [
