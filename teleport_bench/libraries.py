@@ -8,5 +8,5 @@ NATIVE = Path(__file__).with_name("native")
 ROUNDS = Library(
     NATIVE / "rounds.cpp",
     ("-fno-math-errno", "-Wno-ignored-attributes"),
-    includes=(NATIVE / "network.hpp", NATIVE / "stages.hpp", NATIVE / "vector.hpp", *LENT),
+    includes=(*(NATIVE / f"{n}.hpp" for n in ("network", "normals", "stages", "vector")), *LENT),
 )

@@ -53,6 +53,7 @@ def library() -> ctypes.CDLL | None:
         return None
     loaded.teleport_space.restype = ctypes.c_int64
     loaded.teleport_tape.restype = ctypes.c_void_p
+    loaded.teleport_normals.restype = ctypes.c_bool
     lent = cpu.function("lent")
     lent.restype = ctypes.c_void_p
     loaded.teleport_use(ctypes.c_void_p(lent()))

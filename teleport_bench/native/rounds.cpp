@@ -3,6 +3,7 @@
 
 #include "mixing.hpp"
 #include "network.hpp"
+#include "normals.hpp"
 #include "parallel.hpp"
 #include "stages.hpp"
 
@@ -269,6 +270,19 @@ void teleport_combine(const Sum* a) {
     in_pieces(lent->run, a->threads, a->rows * parts, [&](int64_t, int64_t first, int64_t last) {
         for (int64_t i = first; i < last; ++i) combine_part(a, i / parts, i % parts * COLUMNS);
     });
+}
+
+// out <- n normals times scale of the stream with that key (2); false where this is not built.
+bool teleport_normals([[maybe_unused]] const uint64_t* key, [[maybe_unused]] int64_t n,
+                      [[maybe_unused]] float scale, [[maybe_unused]] float* out) {
+#ifdef TELEPORT_NORMALS
+    static const Ziggurat ziggurat;
+    Philox words(key);
+    ziggurat.fill(words, n, scale, out);
+    return true;
+#else
+    return false;
+#endif
 }
 
 void teleport_use(const Lent* other) { lent = other; }

@@ -17,6 +17,7 @@ from torch import Tensor
 from teleport_bench.activation import BLOCK
 from teleport_bench.errors import UserError
 from teleport_bench.native.calls import Call, Rows
+from teleport_bench.native.normals import normals
 from teleport_bench.native.quadratic import NativeQuadratic
 from teleport_bench.problems.base import FleetProblem, Member, Problem, worlds_of
 from teleport_bench.registry import PROBLEMS
@@ -133,6 +134,7 @@ class FleetQuadratic(FleetProblem):
 
     def __init__(self, problem: Quadratic, members: Sequence[Member], device: torch.device) -> None:
         self.problem, self.members, self.device = problem, members, device
+        self._native: NativeQuadratic | None = None
         worlds = [problem.world(*world) for world in worlds_of(members)]
 
         def stack(parts: list[NDArray[np.float64]]) -> Tensor:
@@ -155,8 +157,10 @@ class FleetQuadratic(FleetProblem):
         shape = (BLOCK, holders.shape[1], self.problem.dim)
         if not self.problem.sigma2:
             return np.zeros((len(holders), *shape[1:]), dtype=np.float32)
-        noise = by_step(
-            lambda rng: rng.standard_normal(shape, dtype=np.float32),
+        scale = math.sqrt(self.problem.sigma2 / self.problem.dim)
+        compiled = self._native is not None
+        return by_step(
+            lambda rng: normals(rng, shape, scale, compiled=compiled),
             len(holders) // BLOCK,
             m.seed,
             "noise",
@@ -164,8 +168,6 @@ class FleetQuadratic(FleetProblem):
             active=m.active,
             block=block,
         )
-        noise *= np.float32(math.sqrt(self.problem.sigma2 / self.problem.dim))
-        return noise
 
     def gradient(self, x: Tensor, node: Tensor, data: Tensor) -> Tensor:
         exact: Tensor = _times(self.hessian[node], x) - self.linear[node]
@@ -176,6 +178,7 @@ class FleetQuadratic(FleetProblem):
         return True
 
     def call(self, x: Tensor, grad: Tensor, node: Tensor, data: Tensor) -> Call:
+        assert self._native is not None
         return self._native.gradient(self._rows, x, grad, node, data)
 
     def evaluate(self, x: Tensor, mean: Tensor, run: Tensor, world: Tensor) -> dict[str, Tensor]:
