@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         "--profile",
         metavar="FILE",
         type=Path,
-        help="write a trace of what is run now, for ui.perfetto.dev or chrome://tracing",
+        help="write a trace of what is run now, call by call, for ui.perfetto.dev or chrome://tracing",
     )
     run.set_defaults(command=_run)
     tune.set_defaults(command=_tune)

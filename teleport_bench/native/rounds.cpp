@@ -67,6 +67,65 @@ void add_term(bool first, float c, const float* __restrict x, float* __restrict 
         }
 }
 
+// H x - linear + noise, with H a number (pitch 0) or symmetric with lines of `pitch` values.
+struct Quadratic {
+    Rows rows;
+    int64_t dim, pitch;
+    const float *hessian, *linear, *noise;
+    const int64_t* node;  // (members)
+};
+
+// R rows of one member at a time: one row alone waits for each sum before the next term.
+template <int R> ONCE void quadratic_block(const Quadratic* a, const int64_t* rows) {
+    const int64_t d = a->dim, member = a->rows.member[rows[0]];
+    const float *x[R], *const linear = a->linear + a->node[member] * d;
+    const float* const noise = a->noise + member * d;
+    float* g[R];
+    for (int r = 0; r < R; ++r) {
+        x[r] = a->rows.x + rows[r] * a->rows.x_stride;
+        g[r] = a->rows.grad + rows[r] * a->rows.grad_stride;
+    }
+    const Vector* const lines = (const Vector*)(a->hessian + a->node[member] * d * a->pitch);
+    const int64_t stride = a->pitch / V, columns = (d + V - 1) / V;
+    in_tiles<4>(columns, [&](int64_t j, auto wide) {
+        constexpr int N = wide.value;
+        Vector s[R][N] = {};
+        for (int64_t i = 0; i < d; ++i) {
+            Vector line[N];
+            for (int n = 0; n < N; ++n) line[n] = lines[i * stride + j + n];
+            for (int r = 0; r < R; ++r)
+                for (int n = 0; n < N; ++n) s[r][n] += x[r][i] * line[n];
+        }
+        for (int r = 0; r < R; ++r)
+            for (int n = 0; n < N; ++n) {
+                const int64_t at = (j + n) * V, count = std::min<int64_t>(V, d - at);
+                const Vector exact = s[r][n] - get(linear + at, count);
+                put(g[r] + at, exact + get(noise + at, count), count);
+            }
+    });
+}
+
+ONCE void quadratic_rows(const Quadratic* a, const int64_t* rows, int64_t n_rows) {
+    const auto member = [&](int64_t i) { return a->rows.member[rows[i]]; };
+    if (a->pitch) {
+        constexpr int R = VECTOR_BYTES == 64 ? 4 : 2;  // as many sums as there are registers for
+        for (int64_t i = 0; i < n_rows;)
+            if (i + R <= n_rows && member(i) == member(i + R - 1))  // they are in order
+                quadratic_block<R>(a, rows + i), i += R;
+            else
+                quadratic_block<1>(a, rows + i++);
+        return;
+    }
+    for (int64_t i = 0; i < n_rows; ++i) {
+        const float* __restrict const x = a->rows.x + rows[i] * a->rows.x_stride;
+        float* __restrict const g = a->rows.grad + rows[i] * a->rows.grad_stride;
+        const float* const linear = a->linear + a->node[member(i)] * a->dim;
+        const float* const noise = a->noise + member(i) * a->dim;
+        const float h = a->hessian[a->node[member(i)]];
+        for (int64_t c = 0; c < a->dim; ++c) g[c] = (h * x[c] - linear[c]) + noise[c];
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -191,41 +250,6 @@ void teleport_score(const Score* a) {
             a->right[row] += right[s * a->rows + row];
         }
     }
-}
-
-// H x - linear + noise, with H a number (pitch 0) or symmetric with lines of `pitch` values.
-struct Quadratic {
-    Rows rows;
-    int64_t dim, pitch;
-    const float *hessian, *linear, *noise;
-    const int64_t* node;  // (members)
-};
-
-ONCE static void quadratic_rows(const Quadratic* a, const int64_t* rows, int64_t n_rows) {
-    const int64_t d = a->dim;
-    each_row(a->rows, rows, n_rows, [&](int64_t row, int64_t member, bool) {
-        const float* __restrict const x = a->rows.x + row * a->rows.x_stride;
-        float* __restrict const g = a->rows.grad + row * a->rows.grad_stride;
-        const float* const linear = a->linear + a->node[member] * d;
-        const float* const noise = a->noise + member * d;
-        if (!a->pitch) {
-            const float h = a->hessian[a->node[member]];
-            for (int64_t i = 0; i < d; ++i) g[i] = (h * x[i] - linear[i]) + noise[i];
-            return;
-        }
-        const Vector* const lines = (const Vector*)(a->hessian + a->node[member] * d * a->pitch);
-        const int64_t stride = a->pitch / V, columns = (d + V - 1) / V;
-        in_tiles<4>(columns, [&](int64_t j, auto wide) {
-            constexpr int N = wide.value;
-            Vector s[N] = {};
-            for (int64_t i = 0; i < d; ++i)
-                for (int n = 0; n < N; ++n) s[n] += x[i] * lines[i * stride + j + n];
-            for (int n = 0; n < N; ++n) {
-                const int64_t at = (j + n) * V, count = std::min<int64_t>(V, d - at);
-                put(g + at, (s[n] - get(linear + at, count)) + get(noise + at, count), count);
-            }
-        });
-    });
 }
 
 void teleport_quadratic(const Quadratic* a) {
