@@ -399,8 +399,8 @@ class Choices:
     """What the rounds of a block choose at random, and their step sizes, on the fleet's device.
 
     The tensors stay where they are from block to block, so that a tape or a graph may name them.
-    Blocks are drawn by a thread or a few, beside the rounds of earlier ones if there are cores for
-    that or little is to draw, and else between them.
+    Blocks are drawn by a thread or a few: beside the rounds of earlier ones, or between them where
+    that is faster.
     """
 
     node: Tensor
@@ -427,7 +427,8 @@ class Choices:
         size = block_bytes(numbers, sum(m.active for m in fleet.members))
         threads, self._at_once = drawn_ahead(size, fleet.threads)
         self._ahead = 1 if fleet.problem.in_order else threads
-        # where all cores have rows, those who draw for long put some aside, and the others wait
+        # Where all cores have rows, those who draw for long put some aside, and others wait for it.
+        # One thread alone is better beside rounds even so: between them, cores would be idle.
         full = fleet.compiled and fleet.rows.threads >= native.cores()
         self._beside = not full or self._ahead == 1 or self._at_once > 1
         self._queue: deque[Future[list[_Drawn]]] = deque()
@@ -501,7 +502,10 @@ class Choices:
         data: list[NDArray[Any]] = [
             fleet.problem.draw(i, block, h.repeat(steps, axis=0)) for i, h in enumerate(holders)
         ]
-        spare = self._spare.pop() if self._spare else None
+        try:
+            spare = self._spare.pop()
+        except IndexError:  # others draw as well
+            spare = None
         together = np.concatenate(data, axis=1, out=spare)
         sizes = fleet.factors.block(block * BLOCK)
         return _Drawn(holders, np.concatenate(node, axis=1), together, sizes)

@@ -8,5 +8,8 @@ NATIVE = Path(__file__).with_name("native")
 ROUNDS = Library(
     NATIVE / "rounds.cpp",
     ("-fno-math-errno", "-Wno-ignored-attributes"),
+    # GCC multiplies and adds apart in a chain of sums alone, for some processors, and at once in
+    # several: a row would then have other bits alone than in company
+    optional=("--param=avoid-fma-max-bits=0",),
     includes=(*(NATIVE / f"{n}.hpp" for n in ("network", "normals", "stages", "vector")), *LENT),
 )

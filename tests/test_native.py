@@ -227,6 +227,33 @@ def test_quadratics_are_as_exact_as_torch_s(dim: int, dense: bool) -> None:
     assert ((grad - expected).abs() <= bound).all()
 
 
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("dim", [1, 6, 17, 50, 130])
+def test_a_quadratic_s_row_has_the_same_bits_alone_and_in_company(dim: int, dense: bool) -> None:
+    rng = np.random.default_rng(dim)
+    hessian = rng.normal(size=(3, dim, dim) if dense else (3, 1))
+    if dense:
+        hessian = hessian + hessian.transpose(0, 2, 1)
+    of = [0] * 7 + [1] * 5 + [2]
+    x, b, noise = (rng.normal(size=(n, dim)) for n in (len(of), 3, 3))
+    H, linear, at, noisy = (torch.from_numpy(a).float() for a in (hessian, b, x, noise))
+    quadratic, node = native.NativeQuadratic(H, linear), torch.tensor([0, 1, 2])
+
+    def gradient(rows: list[int]) -> Tensor:
+        grad = torch.full((len(rows), dim), torch.nan)
+        members = native.Rows(torch.tensor([of[row] for row in rows]))
+        quadratic.gradient(members, at[rows].clone(), grad, node, noisy)()
+        return grad
+
+    together = gradient(list(range(len(of))))
+    exact = (H[of].double() @ at.double()[..., None]).squeeze(-1) if dense else H[of] * at.double()
+    size = (H[of].abs() @ at.abs()[..., None]).squeeze(-1) if dense else (H[of] * at).abs()
+    bound = (size + linear[of].abs() + noisy[of].abs()) * (dim if dense else 1) * 2**-23
+    assert ((together - (exact - linear[of] + noisy[of])).abs() <= bound).all()
+    for rows in ([0], [3, 2], [1, 2, 3], [12, 6, 0, 11], [0, 1, 2, 3, 4], list(range(5, 13))):
+        assert torch.equal(gradient(rows), together[rows])
+
+
 QUADRATIC = {"name": "quadratic", "dim": 7}
 ROUNDS = 3 * BLOCK + 9
 

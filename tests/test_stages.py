@@ -13,7 +13,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from teleport_bench import RunSpec, fleet, libraries, native
+from teleport_bench import RunSpec, libraries, native
+from teleport_bench import fleet as fleets
 from teleport_bench.activation import BLOCK, drawn_ahead
 from teleport_bench.algorithms import State
 from teleport_bench.algorithms.dsgd import DSGD
@@ -227,7 +228,7 @@ def test_who_draws_when_and_how_much_at_a_time_is_nothing_to_the_choices(
         spec = RunSpec.model_validate(shared | settings | {"rounds": 5 * BLOCK + rounds_left})
         for cores, threads, at_once in itertools.product((1, 64), (1, 3), (1, 2, 4)):
             monkeypatch.setattr(native, "cores", lambda n=cores: n)
-            monkeypatch.setattr(fleet, "drawn_ahead", lambda *_, n=(threads, at_once): n)
+            monkeypatch.setattr(fleets, "drawn_ahead", lambda *_, n=(threads, at_once): n)
             found.append(Fleet([spec], compiled=True).advance()[0].curves)
         assert all(curves == found[0] for curves in found)
         found.clear()

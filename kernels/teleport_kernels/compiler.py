@@ -79,7 +79,7 @@ class Library:
     def _name(self) -> str:
         texts = [path.read_text() for path in (self.source, *self.includes)]
         machine = _version(_compiler()), platform.machine(), _instruction_sets()
-        key = (*texts, FLAGS, self.flags, *machine)
+        key = (*texts, FLAGS, self.flags, self.optional, *machine)
         return f"{self.source.stem}-{hashlib.sha256(repr(key).encode()).hexdigest()[:20]}"
 
 

@@ -34,8 +34,8 @@ them there: saves the read of what is overwritten."""
 EAGER_TILE = 2**18
 """Elements of a tile without a compiler: more calls cost more than the cache saves."""
 PARALLEL, POOLED = 2**15, 2**12
-"""Elements below which one thread is faster than waking torch's others, or those of the pool, which
-are awake."""
+"""Elements below which one thread is faster than waking torch's others, or than sharing with those
+of the pool, which are awake."""
 
 
 class _Mix(ctypes.Structure):

@@ -108,9 +108,9 @@ template <int R> ONCE void quadratic_block(const Quadratic* a, const int64_t* ro
 ONCE void quadratic_rows(const Quadratic* a, const int64_t* rows, int64_t n_rows) {
     const auto member = [&](int64_t i) { return a->rows.member[rows[i]]; };
     if (a->pitch) {
-        constexpr int R = VECTOR_BYTES == 64 ? 4 : 2;  // as many sums as there are registers for
+        constexpr int R = VECTOR_BYTES == 64 ? 4 : 2;  // there are registers for 4 R sums
         for (int64_t i = 0; i < n_rows;)
-            if (i + R <= n_rows && member(i) == member(i + R - 1))  // they are in order
+            if (i + R <= n_rows && member(i) == member(i + R - 1))  // sorted by member
                 quadratic_block<R>(a, rows + i), i += R;
             else
                 quadratic_block<1>(a, rows + i++);
