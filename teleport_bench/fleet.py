@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -412,7 +412,8 @@ class Choices:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._sizes: NDArray[np.float32] | None = None
+        self._sizes = np.empty((0, 0), dtype=np.float32)
+        """(BLOCK, runs): those that are laid out."""
         # arrays for what is drawn: new memory costs as much as what is drawn into it
         self._spare: list[NDArray[Any]] = []
         self._blocks = math.ceil(fleet.spec.rounds / BLOCK)
@@ -438,7 +439,6 @@ class Choices:
             if fleet.problem.in_order:
                 for earlier in range(first):
                     self._draw(earlier)
-            self._submit()
             try:
                 yield
             finally:
@@ -457,8 +457,7 @@ class Choices:
         self._put("data", drawn.data)
         self._spare.append(drawn.data)
         sizes, there = drawn.sizes, self._fleet.there
-        kept = self._sizes
-        again = sizes is kept or (kept is not None and np.array_equal(sizes, kept))
+        again = sizes is self._sizes or np.array_equal(sizes, self._sizes)
         if not again or (there is not None and len(there) > BLOCK):
             self._sizes = sizes
             lr = torch.from_numpy(sizes).to(self._fleet.device)[:, self._fleet.run]
@@ -699,14 +698,9 @@ class FleetRound:
         if self._tape is not None:
             self._tape.record(call)
 
-    @contextmanager
-    def _own(self) -> Iterator[None]:
+    def _own(self) -> AbstractContextManager[None]:
         """What torch does in here is not the algorithm's."""
-        if self._watch is None:
-            yield
-        else:
-            with self._watch.pause():
-                yield
+        return nullcontext() if self._watch is None else self._watch.pause()
 
 
 class _Recorder:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import itertools
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,23 +114,28 @@ SETTINGS: dict[str, dict[str, Any]] = {
 DIGITS = {"name": "classification", "model": "logistic", "data": "digits", "batch_size": 5}
 
 
-def on_threads(n: int, spec: RunSpec) -> Fleet:
-    """The fleet of one run after its rounds, which stages have made to the bits of calls."""
+@contextmanager
+def threads_of_torch(n: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def staged_as_called(n: int, spec: RunSpec) -> None:
+    """On n threads stages make the rounds of the run, to the bits of calls one by one."""
+    with threads_of_torch(n):
         fleet = Fleet([spec], compiled=True)
         replayed = fleet.advance()
         stepped = Fleet([spec], compiled=True, replay=False)
         assert [o.curves for o in replayed] == [o.curves for o in stepped.advance()]
-    finally:
-        torch.set_num_threads(before)
     assert fleet.final is not None
     assert stepped.final is not None
     assert torch.equal(fleet.final, stepped.final)
     assert fleet.tapes
     assert any(tape.staged for tape in fleet.tapes.values())
-    return fleet
 
 
 @pytest.mark.parametrize("threads", [2, 3, 5])
@@ -137,14 +144,16 @@ def on_threads(n: int, spec: RunSpec) -> Fleet:
 def test_stages_give_the_bits_of_calls_one_by_one(name: str, problem: Any, threads: int) -> None:
     rounds = 3 * BLOCK + 9
     shared = {"nodes": 14, "problem": problem, "lr": 0.05, "rounds": rounds, "eval_every": 25}
-    on_threads(threads, RunSpec.model_validate(shared | SETTINGS[name]))
+    staged_as_called(threads, RunSpec.model_validate(shared | SETTINGS[name]))
 
 
 @pytest.mark.parametrize("dim", [1, 63, 64, 65, 511, 1300])
 def test_rows_of_any_length(dim: int) -> None:
     problem = {"name": "quadratic", "family": "curvature", "dim": dim, "sigma2": 0}
     settings = {"nodes": 5, "problem": problem, "lr": 0.1, "momentum": 0.9, "rounds": 2 * BLOCK}
-    on_threads(2, RunSpec.model_validate({"algorithm": "dsgd", "topology": "ring"} | settings))
+    staged_as_called(
+        2, RunSpec.model_validate({"algorithm": "dsgd", "topology": "ring"} | settings)
+    )
 
 
 def test_equal_rows_many_neighbours_and_rows_beyond_the_caches_are_mixed_in_tiles() -> None:
@@ -156,13 +165,9 @@ def test_equal_rows_many_neighbours_and_rows_beyond_the_caches_are_mixed_in_tile
         {"topology": dense, "nodes": 300, "problem": "quadratic"},
         {"topology": "ring", "nodes": 40, "problem": long},
     ):
-        before = torch.get_num_threads()
-        torch.set_num_threads(2)
-        try:
+        with threads_of_torch(2):
             fleet = Fleet([RunSpec.model_validate(shared | other)], compiled=True)
             fleet.advance()
-        finally:
-            torch.set_num_threads(before)
         assert fleet.tapes
         assert not any(tape.staged for tape in fleet.tapes.values())
 

@@ -109,8 +109,9 @@ class Ziggurat {
         using Real = long double;
         const Real r = R, top = Real(1 << 23);
         const auto f = [](Real x) { return std::exp(-x * x / 2); };
-        // a layer's area: the last one's, with the tail
-        const Real area = r * f(r) + std::sqrt(std::acos(Real(-1)) / 2) * std::erfc(r / std::sqrt(Real(2)));
+        // every layer's area is that of the last one, with the tail
+        const Real tail = std::sqrt(std::acos(Real(-1)) / 2) * std::erfc(r / std::sqrt(Real(2)));
+        const Real area = r * f(r) + tail;
         Real x = r;
         inside[0] = int32_t(std::lround(r * f(r) / area * top)), inside[1] = 0;
         width[0] = float(area / f(r) / top), height[0] = 1;

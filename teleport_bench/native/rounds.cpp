@@ -29,16 +29,6 @@ struct Rows {
 
 const Lent* lent = nullptr;  // by the kernel library: one pool of threads for both
 
-// Calls visit(row, its member, whether that is another one than before) for n of the rows.
-template <class Visit>
-void each_row(const Rows& all, const int64_t* rows, int64_t n, Visit visit) {
-    for (int64_t i = 0, before = -1; i < n; ++i) {
-        const int64_t row = rows[i], member = all.member[row];
-        visit(row, member, member != before);
-        before = member;
-    }
-}
-
 int64_t slices(int64_t samples) { return (samples + V - 1) / V; }
 
 int64_t training_space(const Network& net, int64_t features, int64_t batch) {
@@ -154,7 +144,9 @@ ONCE static void gradient_rows(const Gradient* a, const int64_t* rows, int64_t n
     Worker worker(net, true, input + n * features);
     std::vector<int32_t> labels(n * V);
     std::vector<uint8_t> views(a->views ? V * features : 0);
-    each_row(a->rows, rows, n_rows, [&](int64_t row, int64_t member, bool fresh) {
+    for (int64_t i = 0; i < n_rows; ++i) {
+        const int64_t row = rows[i], member = a->rows.member[row];
+        const bool fresh = i == 0 || member != a->rows.member[rows[i - 1]];
         const int32_t* const ids = a->ids + member * (a->views ? 2 : 1) * a->batch;
         const float* const x = a->rows.x + row * a->rows.x_stride;
         for (int64_t s = 0; s < n; ++s) {
@@ -180,7 +172,7 @@ ONCE static void gradient_rows(const Gradient* a, const int64_t* rows, int64_t n
             cross_entropy_back(logits, net.classes, &labels[s * V], weight, d);
             worker.backward(x, samples, d, a->rows.grad + row * a->rows.grad_stride, s > 0);
         }
-    });
+    }
 }
 
 void teleport_gradient(const Gradient* a) {

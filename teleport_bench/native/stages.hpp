@@ -32,15 +32,15 @@ struct Stage {
                  int64_t thread);
     const void* arguments;
     int64_t phase;
-    int which = 0;                // of the two buffers that pass between groups
+    int which = 0;                 // of the two buffers that pass between groups
     const Needs* needs = nullptr;  // null: nothing of other groups
 };
 
 class Groups {
-    static constexpr int64_t EACH = 8;      // groups of a thread at most
+    static constexpr int64_t EACH = 8;       // groups of a thread at most
     static constexpr int64_t PATIENCE = 16;  // looks at its own groups before it takes others'
-    static constexpr int64_t SAMPLE = 7;     // of so many turns one is timed: no divisor of EACH
-    static constexpr int64_t LOOKS = 16384;  // at groups, in vain, before another thread may run
+    static constexpr int64_t SAMPLE = 7;      // of so many turns one is timed: no divisor of EACH
+    static constexpr int64_t LOOKS = 16384;   // at groups, in vain, before another thread may run
 
     struct alignas(64) Group {
         int64_t first, last;  // in order
@@ -56,7 +56,7 @@ class Groups {
         const Stage* stages;
         int64_t n;
         char* shared[2];
-        std::vector<Spent> spent;     // by thread
+        std::vector<Spent> spent;         // by thread
         std::atomic<int64_t> unfinished;  // groups
     };
 

@@ -76,7 +76,7 @@ class Watch(TorchFunctionMode):
 
     def pause(self) -> AbstractContextManager[None]:
         """Operations of torch in here are no part of the round."""
-        return torch._C.DisableTorchFunction()  # not even asked: twenty operations of a round are
+        return torch._C.DisableTorchFunction()  # not even asked: forty operations of a round are
 
 
 @dataclass(frozen=True)
