@@ -647,6 +647,7 @@ def test_without_a_compiler_only_loading_fails(
     caches: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", str(caches / "none"))
+    monkeypatch.setenv("PATH", "")
     Library(source).begin()
     with pytest.raises(FAILURES):
         Library(source).load()

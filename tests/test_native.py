@@ -441,5 +441,6 @@ def test_a_sum_is_of_rows_of_one_shape() -> None:
 
 
 def test_without_a_compiler_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "/no/compiler")
+    monkeypatch.setenv("CXX", "")
+    monkeypatch.setenv("PATH", "")
     assert not native.compiled()

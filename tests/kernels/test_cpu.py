@@ -259,8 +259,8 @@ def test_a_compiler_that_fails_is_a_warning_too(
         raise subprocess.CalledProcessError(1, command, stderr="it does not compile")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CXX", "some-compiler")
-    monkeypatch.setattr(subprocess, "run", fail)
+    monkeypatch.setenv("CXX", "")
+    monkeypatch.setattr(compiler, "_version", lambda command: fail(command))
     cpu._library.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match="it does not compile"):

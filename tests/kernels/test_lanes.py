@@ -27,7 +27,7 @@ needs_interpreter = pytest.mark.skipif(
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 LANES = {
-    "cpu without a compiler": {"TELEPORT_KERNELS_BACKEND": "cpu", "CXX": "/no/compiler"},
+    "cpu without a compiler": {"TELEPORT_KERNELS_BACKEND": "cpu", "CXX": "", "PATH": ""},
     "reference": {"TELEPORT_KERNELS_BACKEND": "reference"},
     "interpreter": {"TELEPORT_KERNELS_BACKEND": "triton", "TRITON_INTERPRET": "1"},
     "cuda": {"TEST_DEVICE": "cuda"},
