@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from teleport_kernels.mixing import Mixing
-from teleport_kernels.tensors import check_dense, check_memory, elements
+from teleport_kernels.tensors import check_dense, check_memory, elements, few
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -106,10 +106,15 @@ def check_step(x: Tensor, grad: Tensor | None, lr: Tensor | None, k: int) -> Non
     """A gradient has a step size for each of k rows, in the type that x is added up in."""
     if grad is None:
         return
+    if lr is None:
+        raise ValueError(f"grad needs lr, ({k},) step sizes, got None")
+    check_dense("lr", lr)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    if lr is None or lr.shape != (k,) or lr.dtype != dtype or lr.device != x.device:
-        got = lr if lr is None else f"{tuple(lr.shape)} {lr.dtype} on {lr.device}"
-        raise ValueError(f"lr must be ({k},) {dtype} on {x.device}, got {got}")
+    if lr.shape != (k,) or lr.dtype != dtype or lr.device != x.device:
+        raise ValueError(
+            f"lr must be ({k},) {dtype} on {x.device}, "
+            f"got {tuple(lr.shape)} {lr.dtype} on {lr.device}"
+        )
     check_contiguous(lr=lr)
 
 
@@ -134,9 +139,11 @@ def check_starts(x: Tensor, starts: Tensor) -> None:
         )
     check_memories(x=x, starts=starts)
     check_contiguous(starts=starts)
+    if x.is_cuda:  # nothing waits for a device
+        return
     values = starts.tolist()
     if len(values) < 2 or values[0] or values[-1] > len(x) or any(map(ge, values, values[1:])):
-        raise ValueError(f"starts must ascend from 0 to at most {len(x)}, got {values!s:.60}")
+        raise ValueError(f"starts must ascend from 0 to at most {len(x)}, got {few(starts)}")
 
 
 def check_memories(**tensors: Tensor | None) -> None:

@@ -79,7 +79,7 @@ def _wrapped(x: Tensor, how: Callable[[Tensor], bool]) -> bool:
 
 
 def _has_tangent(x: Tensor) -> bool:
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def dispatched(op: Callable[..., Result], *arguments: Any) -> Result:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from teleport_kernels.tensors import as_tensor, shown, size
+from teleport_kernels.tensors import as_tensor, few, shown, size
 
 MOST_ROWS = 2**31
 """So that row * n + column is an int64."""
@@ -328,14 +328,9 @@ def _indptr(part: Tensor, nnz: int) -> Tensor:
     size("a mixing matrix's number of rows", len(indptr) - 1, MOST_ROWS)
     if indptr[0] != 0 or indptr[-1] != nnz or bool((indptr[1:] < indptr[:-1]).any()):
         raise ValueError(
-            f"indptr must ascend from 0 to {nnz}, the number of indices, got {_few(indptr)}"
+            f"indptr must ascend from 0 to {nnz}, the number of indices, got {few(indptr)}"
         )
     return indptr
-
-
-def _few(values: Tensor) -> str:
-    first = ", ".join(map(str, values[:8].tolist()))
-    return f"[{first}{', ..' if len(values) > 8 else ''}]"
 
 
 def _whole(name: str, part: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from teleport_kernels.backends import Step
 from teleport_kernels.checks import check_lr, check_rows, check_shapes
 from teleport_kernels.mixing import Mixing
 from teleport_kernels.reference import accumulation_dtype
-from teleport_kernels.tensors import check_dense, check_memory, check_tensor, flag, number
+from teleport_kernels.tensors import check_dense, check_memory, check_tensor, few, flag, number
 
 
 def gossip_mix(
@@ -178,7 +178,9 @@ def _starts(x: Tensor, groups: Tensor) -> Tensor:
     check_memory("groups", groups)
     step = groups.long().diff()
     if not len(groups) or groups[0] != 0 or bool(((step != 0) & (step != 1)).any()):
-        raise ValueError("groups must be ids 0..g-1 in ascending order with none left out")
+        raise ValueError(
+            f"groups must be ids 0..g-1 in ascending order with none left out, got {few(groups)}"
+        )
     ends = torch.ones(len(groups) + 1, dtype=torch.bool, device=x.device)
     ends[1:-1] = step != 0
     return ends.nonzero().squeeze(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 
@@ -58,6 +59,8 @@ def check_memory(name: str, tensor: Tensor) -> None:
 
 def elements(tensor: Tensor) -> int:
     """How many elements lie between its first and its last, both and what is between included."""
+    if tensor.is_contiguous():
+        return tensor.numel()
     last = 0
     for n, stride in zip(tensor.shape, tensor.stride(), strict=True):
         last += (n - 1) * stride
@@ -68,12 +71,10 @@ def number(name: str, value: object, dtype: torch.dtype) -> float:
     """A real number of Python or NumPy, which is one in that dtype too."""
     if isinstance(value, bool) or not isinstance(value, (float, int, numbers.Real)):
         raise ValueError(f"{name} must be a number, got {shown(value)}")
-    try:
+    with contextlib.suppress(OverflowError):
         real = float(value)
-    except OverflowError:
-        real = math.nan
-    if abs(real) <= torch.finfo(dtype).max or not math.isfinite(value):
-        return real
+        if abs(real) <= torch.finfo(dtype).max or not math.isfinite(real):
+            return real
     raise ValueError(f"{name} must be a number that {dtype} holds, got {shown(value)}")
 
 
@@ -88,15 +89,22 @@ def size(name: str, value: object, most: int) -> int:
     """A whole number of Python or NumPy, 0 .. most."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise ValueError(f"{name} must be a whole number, got {shown(value)}")
-    if not 0 <= value <= most:
-        raise ValueError(f"{name} must be in 0..{most}, got {value}")
-    return int(value)
+    n = int(value)
+    if not 0 <= n <= most:
+        raise ValueError(f"{name} must be in 0..{most}, got {n}")
+    return n
 
 
 def shown(value: object) -> str:
     """What an error says of a value: the beginning of a simple one, and else its type."""
     simple = isinstance(value, str | bytes | numbers.Number | list | tuple | dict | None)
     return f"{value!r:.60}" if simple else type(value).__name__
+
+
+def few(values: Tensor) -> str:
+    """What an error says of a vector."""
+    first = ", ".join(map(str, values[:8].tolist()))
+    return f"[{first}{', ..' if len(values) > 8 else ''}]"
 
 
 def as_tensor(name: str, value: object) -> Tensor:
