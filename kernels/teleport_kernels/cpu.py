@@ -40,12 +40,15 @@ of the pool, which are awake."""
 
 
 _forked = False
-"""Whether this process is a fork of another, where OpenMP waits for threads that are not there."""
+"""Whether this process is a fork, where OpenMP would wait for threads that only its parent has: loops
+go to the pool, which begins anew, and torch's own operations to one thread, as in its data loaders.
+"""
 
 
 def _is_a_fork() -> None:
     global _forked
     _forked = True
+    torch.set_num_threads(1)
 
 
 if hasattr(os, "register_at_fork"):
@@ -86,9 +89,7 @@ def available() -> bool:
 def function(name: str = "mix") -> Any:
     """The C function `teleport_kernels_NAME`, where `available()`; "mix" takes a pointer to what
     `prepare` gives."""
-    library = _library()
-    assert library is not None
-    return getattr(library, f"teleport_kernels_{name}")
+    return getattr(_library(), f"teleport_kernels_{name}")
 
 
 def prepare(

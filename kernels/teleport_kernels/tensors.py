@@ -24,21 +24,21 @@ UNUSUAL = {
 """Types that few of torch's operations know, and those that hold their values."""
 
 
-def check_tensor(name: str, value: object) -> None:
+def check_tensor(name: str, value: object) -> Tensor:
     """A torch tensor, and no array or list."""
     if not isinstance(value, Tensor):
         kind = type(value).__name__
         raise ValueError(f"{name} must be a tensor, got {kind}: give torch.as_tensor({name})")
+    return value
 
 
 def check_dense(name: str, value: object) -> None:
     """A tensor with strides: neither sparse nor nested."""
-    check_tensor(name, value)
-    assert isinstance(value, Tensor)
-    if value.is_nested:
+    tensor = check_tensor(name, value)
+    if tensor.is_nested:
         raise ValueError(f"{name} must be dense, got a nested tensor: give its padded tensor")
-    if value.layout != torch.strided:
-        raise ValueError(f"{name} must be dense, got {value.layout}: give {name}.to_dense()")
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} must be dense, got {tensor.layout}: give {name}.to_dense()")
 
 
 def check_memory(name: str, tensor: Tensor) -> None:
