@@ -27,8 +27,9 @@ from teleport_bench.suite import PlannedRun, Suite, to_json
 from teleport_bench.tune import chosen
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(device: str | torch.device) -> torch.device:
     """auto, cpu, cuda or cuda:N; auto is cuda where there is one. UserError for anything else."""
+    name = str(device)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)
@@ -93,14 +94,14 @@ def _seconds_in_torch(specs: Sequence[RunSpec]) -> float:
     return operations / 5e9 + sum(part[0].rounds for part in group(specs)) * 1e-3
 
 
-def run(spec: RunSpec, device: str = "auto", compile: str = "auto") -> Record:  # noqa: A002
+def run(spec: RunSpec, device: str | torch.device = "auto", compile: str = "auto") -> Record:  # noqa: A002
     """One run, alone. Source of the settings: `RunSpec`. Returns its record; writes nothing."""
     return run_fleet([spec], device, compile=compile)[0]
 
 
 def run_fleet(
     specs: Sequence[RunSpec],
-    device: str = "auto",
+    device: str | torch.device = "auto",
     on_tick: Callable[[Tick], None] = lambda _: None,
     compile: str = "auto",  # noqa: A002
 ) -> list[Record]:

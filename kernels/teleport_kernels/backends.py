@@ -35,7 +35,7 @@ _context: ContextVar[str | None] = ContextVar("teleport_kernels.backend", defaul
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
     """Calls inside use this backend: "triton", "cpu" or "reference"."""
-    token = _context.set(_known(name, "the context"))
+    token = _context.set(known(name, "the context"))
     try:
         yield
     finally:
@@ -45,11 +45,11 @@ def backend(name: str) -> Iterator[None]:
 def choose(device: torch.device, argument: str | None = None) -> str:
     """The backend for tensors on a device. Raises ValueError where the one asked for cannot run."""
     if argument:
-        name = _known(argument, "the argument")
+        name = known(argument, "the argument")
     elif (context := _context.get()) is not None:
         name = context
     elif variable := os.environ.get(VARIABLE):
-        name = _known(variable, VARIABLE)
+        name = known(variable, VARIABLE)
     else:
         return _default(device.type)
     if name == "cpu" and device.type != "cpu":
@@ -90,23 +90,37 @@ def mix(
     """`ops.sgd_mix`, or `ops.teleport_mix` without step, on arguments whose shapes fit."""
     module = _module(choose(x.device, backend))
     step = step or Step()
+    checks.check_memories(
+        x=x,
+        out=out,
+        source=source,
+        target=target,
+        grad=step.grad,
+        lr=step.lr,
+        momentum=step.momentum,
+    )
+    source, target = (i if i is None else i.contiguous() for i in (source, target))
     if validate and not (x.is_cuda and torch.cuda.is_current_stream_capturing()):
         if source is not None:
             checks.check_source(source, x)
         if target is not None and out is not None:
             checks.check_target(target, out)
-    if out is None:
-        out = x.new_empty(mixing.n_rows, x.shape[1])
-    else:
-        checks.check_apart("out", out, x=x, grad=step.grad, momentum=step.momentum)
+    read = {"x": x, "grad": step.grad, "lr": step.lr, "source": source, "target": target}
+    written = [tensor for tensor in (out, step.momentum) if tensor is not None]
+    if out is not None:
+        checks.check_apart("out", out, **read, momentum=step.momentum)
     if step.momentum is not None:
-        checks.check_apart("momentum", step.momentum, x=x, grad=step.grad)
-    module.mix(x, mixing, out, source=source, target=target, **step._asdict())
-    return out
+        checks.check_apart("momentum", step.momentum, **read)
+    mixed = x.new_empty(mixing.n_rows, x.shape[1]) if out is None else out
+    module.mix(x, mixing, mixed, source=source, target=target, **step._asdict())
+    if written:  # through their addresses, which a derivative that keeps them has to know
+        torch.autograd.graph.increment_version(written)
+    return mixed
 
 
 def consensus(x: Tensor, starts: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
     """`reference.consensus` by the chosen backend."""
+    checks.check_memories(x=x)
     result: tuple[Tensor, Tensor] = _module(choose(x.device, backend)).consensus(x, starts)
     return result
 
@@ -119,8 +133,8 @@ def _module(name: str) -> ModuleType:
     return cpu if name == "cpu" else reference
 
 
-def _known(name: str, where: str) -> str:
-    if name not in NAMES:
+def known(name: str, where: str) -> str:
+    if not isinstance(name, str) or name not in NAMES:
         raise ValueError(f'unknown backend "{name}" in {where}, expected one of {", ".join(NAMES)}')
     return name
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from teleport_kernels import compiler, reference
+from teleport_kernels import checks, compiler, reference
 from teleport_kernels.mixing import Mixing
 from teleport_kernels.reference import BLOCK, accumulation_dtype
 
@@ -36,6 +37,22 @@ EAGER_TILE = 2**18
 PARALLEL, POOLED = 2**15, 2**12
 """Elements below which one thread is faster than waking torch's others, or than sharing with those
 of the pool, which are awake."""
+
+
+_forked = False
+"""Whether this process is a fork, where OpenMP would wait for threads that only its parent has: loops
+go to the pool, which begins anew, and torch's own operations to one thread, as in its data loaders.
+"""
+
+
+def _is_a_fork() -> None:
+    global _forked
+    _forked = True
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_is_a_fork)
 
 
 class _Mix(ctypes.Structure):
@@ -72,9 +89,7 @@ def available() -> bool:
 def function(name: str = "mix") -> Any:
     """The C function `teleport_kernels_NAME`, where `available()`; "mix" takes a pointer to what
     `prepare` gives."""
-    library = _library()
-    assert library is not None
-    return getattr(library, f"teleport_kernels_{name}")
+    return getattr(_library(), f"teleport_kernels_{name}")
 
 
 def prepare(
@@ -92,10 +107,53 @@ def prepare(
     target: Tensor | None = None,
     pool: int = 0,
 ) -> _Mix:
-    """What `function` takes for `mix` of these checked arguments, as often as it is called.
+    """What `function` takes for `mix` of these arguments, as often as it is called: their shapes,
+    types and memory are checked here, once; out may be x.
 
     pool: so many threads of `parallel.hpp`, for loops without torch; 0: torch's own threads.
+    Raises ValueError on a bad shape, dtype, device or stride, or a vector that is not contiguous.
     """
+    checks.check_shapes(x, mixing, source, target, out, grad, momentum)
+    checks.check_step(x, grad, lr, mixing.n_rows)
+    vectors = {"lr": lr, "source": source, "target": target}
+    checks.check_memories(x=x, out=out, grad=grad, momentum=momentum, **vectors)
+    checks.check_contiguous(**vectors)
+    if x.device.type != "cpu":
+        raise ValueError(f"the CPU path takes tensors on the CPU, got them on {x.device}")
+    return _prepared(
+        x,
+        mixing,
+        out,
+        grad=grad,
+        lr=lr,
+        momentum=momentum,
+        beta=beta,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        source=source,
+        target=target,
+        pool=pool,
+    )
+
+
+def _prepared(
+    x: Tensor,
+    mixing: Mixing,
+    out: Tensor,
+    *,
+    grad: Tensor | None,
+    lr: Tensor | None,
+    momentum: Tensor | None,
+    beta: float,
+    nesterov: bool,
+    weight_decay: float,
+    source: Tensor | None,
+    target: Tensor | None,
+    pool: int,
+) -> _Mix:
+    """`prepare` of checked arguments."""
+    if _forked and not pool:
+        pool = torch.get_num_threads()
     k, width, dtype = mixing.n_rows, x.shape[1], accumulation_dtype(x.dtype)
     threads = _threads(k * width, pool)
     past = k * width * x.element_size() >= PAST_CACHE
@@ -150,7 +208,7 @@ def mix(
     """`reference.mix` on checked arguments, by the compiled pass or else tile by tile in torch."""
     library = _library()
     if library is not None:
-        arguments = prepare(
+        arguments = _prepared(
             x,
             mixing,
             out,
@@ -162,6 +220,7 @@ def mix(
             weight_decay=weight_decay,
             source=source,
             target=target,
+            pool=0,
         )
         if not library.teleport_kernels_mix(ctypes.byref(arguments)):
             return
@@ -185,11 +244,14 @@ def mix(
 
 def consensus(x: Tensor, starts: Tensor, *, pool: int = 0) -> tuple[Tensor, Tensor]:
     """`reference.consensus`, by the compiled pass where there is one; pool: as in `prepare`."""
+    checks.check_starts(x, starts)
     groups, (rows, width), dtype = starts.numel() - 1, x.shape, accumulation_dtype(x.dtype)
     library = _library() if width else None
     if library is not None:
-        mean = torch.empty(groups, width, dtype=dtype)
-        distance = torch.empty(groups, dtype=dtype)
+        if _forked and not pool:
+            pool = torch.get_num_threads()
+        mean = torch.empty(groups, width, dtype=dtype, device="cpu")
+        distance = torch.empty(groups, dtype=dtype, device="cpu")
         tile = max(1, TILE_BYTES // (-(-rows // groups) * x.element_size()) // BLOCK) * BLOCK
         failed = library.teleport_kernels_consensus(
             CODES[x.dtype],

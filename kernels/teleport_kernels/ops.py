@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from teleport_kernels import backends, library
 from teleport_kernels.backends import Step
-from teleport_kernels.checks import check_rows, check_shapes, check_tensor
+from teleport_kernels.checks import check_lr, check_rows, check_shapes
 from teleport_kernels.mixing import Mixing
 from teleport_kernels.reference import accumulation_dtype
+from teleport_kernels.tensors import check_dense, check_memory, check_tensor, few, flag, number
 
 
 def gossip_mix(
@@ -52,12 +54,17 @@ def teleport_mix(
     Source: Takezawa and Stich 2025, Algorithm 1, fused form.
     """
     check_shapes(x, mixing, source, target, out)
+    _check_backend(backend)
+    validate = bool(validate)
     if not library.needed(x, source, target, out):
         return backends.mix(x, mixing, out, source, target, validate=validate, backend=backend)
     if out is None:
-        return library.differentiable(x, mixing.tensors(), source, validate, backend)
+        return library.dispatched(
+            library.differentiable, x, mixing.tensors(), source, validate, backend
+        )
     if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
         raise ValueError("a mix into out has no derivative: leave out away, or use torch.no_grad()")
+    library.check_no_transform("a mix into out", "leave out away", x, source, target, out)
     _mix_into(x, mixing, out, source, target, validate, backend, Step())
     return out
 
@@ -93,30 +100,36 @@ def sgd_mix(
     """
     check_tensor("grad", grad)
     check_shapes(x, mixing, source, target, out, grad, momentum)
+    _check_backend(backend)
+    validate = bool(validate)
     if momentum is None and (beta or nesterov):
         raise ValueError(
             f"beta = {beta} and nesterov = {nesterov} need momentum, a buffer kept from one "
             "step to the next: give momentum=torch.zeros_like(grad) at the start"
         )
     k, dtype = mixing.n_rows, accumulation_dtype(x.dtype)
-    if isinstance(lr, int | float):
-        lr = torch.full((k,), lr, dtype=dtype, device=x.device)
-    elif not isinstance(lr, Tensor):
-        raise ValueError(f"lr must be a number or a tensor, got {lr!r}")
-    elif lr.shape not in ((), (k,)) or lr.device != x.device:
-        raise ValueError(
-            f"lr must be a number or have shape ({k},) on {x.device}, "
-            f"got {tuple(lr.shape)} on {lr.device}"
-        )
-    else:
+    if isinstance(lr, Tensor):
+        check_lr(lr, k, x.device)
         lr = lr.to(dtype).expand(k).contiguous()
-    step = Step(grad, lr, momentum, beta, nesterov, weight_decay)
+    else:
+        lr = number("lr, unless it is a tensor,", lr, dtype)
+        lr = torch.full((k,), lr, dtype=dtype, device=x.device)
+    beta, weight_decay = (
+        number(name, value, dtype)
+        for name, value in (("beta", beta), ("weight_decay", weight_decay))
+    )
+    step = Step(grad, lr, momentum, beta, flag("nesterov", nesterov), weight_decay)
     if not library.needed(x, grad, lr, momentum, source, target, out):
         return backends.mix(
             x, mixing, out, source, target, validate=validate, backend=backend, step=step
         )
+    library.check_no_transform(
+        "sgd_mix",
+        "give gossip_mix(x - lr * grad, mixing)",
+        *(x, grad, lr, momentum, source, target, out),
+    )
     if out is None:
-        out = x.new_empty(k, x.shape[1])
+        out = library.dispatched(Tensor.new_empty, x, (k, x.shape[1]))
     _mix_into(x, mixing, out, source, target, validate, backend, step)
     return out
 
@@ -130,30 +143,44 @@ def consensus(
     ids 0..g-1 in ascending order and none left out, one result a group: (g, P) and (g,).
     """
     check_rows("x", x)
+    _check_backend(backend)
     if groups is None:
         if not x.shape[0]:
             raise ValueError("the mean of no rows is undefined, got x of shape (0, P)")
         starts = torch.arange(2, device=x.device) * x.shape[0]
     else:
         starts = _starts(x, groups)
-    run = library.consensus if library.needed(x) else backends.consensus
-    mean, distance = run(x, starts, backend)
+    if library.needed(x):
+        library.check_no_derivative("consensus", library.INSTEAD, x)
+        mean, distance = library.dispatched(library.consensus, x, starts, backend)
+    else:
+        mean, distance = backends.consensus(x, starts, backend)
     return (mean, distance) if groups is not None else (mean[0], distance[0])
+
+
+def _check_backend(name: str | None) -> None:
+    if name is not None:
+        backends.known(name, "the argument")
 
 
 def _starts(x: Tensor, groups: Tensor) -> Tensor:
     """(g + 1,): where each group begins."""
-    check_tensor("groups", groups)
-    if groups.is_floating_point() or groups.is_complex():
+    check_dense("groups", groups)
+    if groups.dtype.is_floating_point or groups.dtype.is_complex or groups.dtype == torch.bool:
         raise ValueError(f"groups must be whole numbers, got {groups.dtype}")
     if groups.shape != x.shape[:1] or groups.device != x.device:
         raise ValueError(
             f"groups must have shape ({x.shape[0]},) on {x.device}, "
             f"got {tuple(groups.shape)} on {groups.device}"
         )
-    step = groups.diff()
+    if groups.is_meta or is_functorch_wrapped_tensor(groups):
+        raise ValueError("groups must have values, got a tensor on meta or a batch of vmap")
+    check_memory("groups", groups)
+    step = groups.long().diff()
     if not len(groups) or groups[0] != 0 or bool(((step != 0) & (step != 1)).any()):
-        raise ValueError("groups must be ids 0..g-1 in ascending order with none left out")
+        raise ValueError(
+            f"groups must be ids 0..g-1 in ascending order with none left out, got {few(groups)}"
+        )
     ends = torch.ones(len(groups) + 1, dtype=torch.bool, device=x.device)
     ends[1:-1] = step != 0
     return ends.nonzero().squeeze(1)
@@ -169,4 +196,5 @@ def _mix_into(
     backend: str | None,
     step: Step,
 ) -> None:
-    library.mix_into(x, mixing.tensors(), out, source, target, validate, backend, *step)
+    parts = mixing.tensors()
+    library.dispatched(library.mix_into, x, parts, out, source, target, validate, backend, *step)

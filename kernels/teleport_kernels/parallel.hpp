@@ -17,6 +17,8 @@
 #include <mutex>
 #include <thread>
 
+#include <pthread.h>
+
 #if defined(__SSE2__)
 #include <immintrin.h>
 #define TK_PAUSE() _mm_pause()
@@ -99,9 +101,13 @@ class Pool {
     }
 
   public:
-    // Never destroyed: its threads live as long as the process.
+    // Never destroyed: its threads live as long as the process. A fork has none of them, nor knows
+    // what they held: it gets a pool of its own.
     static Pool& instance() {
-        static Pool* pool = new Pool;
+        static Pool* pool = [] {
+            pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+            return new Pool;
+        }();
         return *pool;
     }
 

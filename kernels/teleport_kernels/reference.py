@@ -78,8 +78,7 @@ def mix(
 ) -> None:
     """`ops.sgd_mix`, or `ops.teleport_mix` without grad, into out; lr: (k,)."""
     y = x if source is None else x[source]
-    if grad is not None:
-        assert lr is not None
+    if grad is not None and lr is not None:
         y, m = descend(y, grad, lr.unsqueeze(1), momentum, beta, nesterov, weight_decay)
         if momentum is not None and m is not None:
             momentum.copy_(m)
