@@ -71,7 +71,7 @@ def _vectors(spec: RunSpec) -> int:
 class _Counted:
     """A `Round` whose results are numbers without a meaning, each in a place of its own."""
 
-    lr = Rate()
+    lr, t = Rate(), 0
 
     def __init__(self, beta: float) -> None:
         self.beta = beta
