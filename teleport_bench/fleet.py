@@ -155,6 +155,7 @@ class Fleet:
 
         rows = [spec.n_active for spec in specs]
         self.run = torch.repeat_interleave(torch.tensor(rows)).to(self.device)
+        self.device = self.run.device  # with its number
         self.world = torch.tensor([worlds[m.seed, m.nodes] for m in of_run]).to(self.device)
         member_start = np.cumsum([0, *(m.active for m in self.members)])
         places = {m: i for i, m in enumerate(self.members)}
@@ -292,7 +293,7 @@ class Fleet:
     def _initial(self, seed: int) -> Tensor:
         width = self.buffers.shape[1:]
         x = self.problem.initial(seed)
-        x = native.checked(f"initial({seed}) of the problem", x, width, device=self.run.device)
+        x = native.checked(f"initial({seed}) of the problem", x, width, device=self.device)
         if not bool(x.isfinite().all()):
             raise UserError(
                 f"initial({seed}) of the problem must be finite, got {x[~x.isfinite()][0].item()}"
@@ -315,10 +316,17 @@ class Fleet:
         sound = {}
         for name, tensor in state.items():
             named = f'state["{name}"] from {source}'
-            if name != "x" or place.nodes is not None:
-                sound[name] = native.dense(named, tensor, self.run.device)
+            if name == "x" and source == "step" and place.nodes is not None:
+                if tensor is not place.nodes:
+                    raise UserError(
+                        f'with storage = "nodes" {named} must be what r.sgd_mix gave, got another '
+                        'tensor: use storage = "slots", and say at_nodes = False in the algorithm'
+                    )
+                sound[name] = tensor
+            elif name != "x" or place.nodes is not None:
+                sound[name] = native.dense(named, tensor, self.device)
             else:
-                shape, device = self.buffers.shape, self.run.device
+                shape, device = self.buffers.shape, self.device
                 sound[name] = native.checked(named, tensor, shape, device=device, rows=True)
         return sound
 
@@ -361,8 +369,13 @@ class Fleet:
     def _choose_tape(self, state: State, start: int) -> State:
         """The tape of the block that begins with round start, to be replayed or to be recorded."""
         assert self.tapes is not None
-        # an algorithm's first round may differ: it is seen by what its state has not yet
-        key = start % self.period, *state
+        # an algorithm's first round may differ: it is seen by what its state has not yet, or has
+        # under two names
+        places = [x.data_ptr() for x in state.values()]
+        key = (
+            start % self.period,
+            *((name, places.index(x)) for name, x in zip(state, places, strict=True)),
+        )
         self._tape = self.tapes.get(key)
         if self._tape is None and len(self.tapes) < TAPES:
             state = self._into_buffers(state)
@@ -745,7 +758,7 @@ class FleetRound:
     def _rows(self, name: str, value: object) -> Tensor:
         """The value, if it is rows of parameters that every engine takes for the same numbers."""
         fleet = self.fleet
-        shape, device = fleet.buffers.shape, fleet.run.device
+        shape, device = fleet.buffers.shape, fleet.device
         return native.checked(name, value, shape, device=device, rows=True)
 
     def _sgd(
@@ -974,7 +987,7 @@ class _Recorder:
         sound, runs = {}, (len(self.rows),)
         for name in self.metrics:
             named = f"{name}, which evaluate of the problem gives,"
-            value = native.dense(named, found[name], self.fleet.run.device)
+            value = native.dense(named, found[name], self.fleet.device)
             if value.shape != runs or value.is_complex():
                 raise UserError(
                     f"{named} must be real numbers of shape {runs}, one a run, got {value.dtype} "

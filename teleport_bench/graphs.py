@@ -53,7 +53,7 @@ class Graphs:
                 self._seen[key] = self._seen.get(key, 0) + 1
                 if fleet.device.type != "cuda" or self._seen[key] <= WARM or not self._steady:
                     before = remembered(fleet.algorithm)
-                    self._steady &= not self._round(t).asked
+                    self._steady &= not self._round(t, as_it_is=True).asked
                     self._steady &= before is not None and before == remembered(fleet.algorithm)
                 else:
                     self._graphs[key] = self._capture(t)
@@ -66,12 +66,14 @@ class Graphs:
             self._share(time.perf_counter() - began - otherwise, known)
         return dict(self._state)
 
-    def _round(self, t: int) -> FleetRound:
+    def _round(self, t: int, *, as_it_is: bool = False) -> FleetRound:
         from teleport_bench.fleet import FleetRound, Place
 
         fleet = self._fleet
         round_ = FleetRound(fleet, t, self._at, Place(None))
-        after = fleet.step(dict(self._state), round_)
+        # outside of a graph a step may keep what it is given, which is written to below
+        state = {name: x.clone() if as_it_is else x for name, x in self._state.items()}
+        after = fleet.step(state, round_)
         for name, tensor in self._state.items():
             if name not in after or (found := after[name]).shape != tensor.shape:
                 got = "nothing" if name not in after else f"shape {tuple(found.shape)}"

@@ -73,7 +73,7 @@ def remembered(algorithm: object) -> bytes | None:
     """What a step may have changed outside of tensors, as far as that can be seen: attributes of
     the algorithm and of its class, and the generators that all of Python and NumPy share. None
     where they cannot be compared."""
-    plain = (int, float, str, list, dict, set)
+    plain = (int, float, str, list, dict, set, random.Random, np.random.Generator, np.ndarray)
     of_class = [
         value
         for kind in type(algorithm).__mro__
