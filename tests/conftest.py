@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -181,3 +185,48 @@ def make_record() -> Callable[..., Record]:
         return Record(id=spec.id, spec=spec.model_dump(mode="json"), made=made, **state)
 
     return make_record
+
+
+@pytest.fixture(scope="session")
+def sanitized(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run pytest in a process whose C++ is compiled with AddressSanitizer and UBSan:
+    `sanitized("tests/kernels/test_cpu.py", "-k", "mix")`. The process ends with a report and a code
+    that is not 0 at the first read or write outside of what was allocated, torch's memory included.
+    """
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++ on this machine")
+    command = [compiler, "-print-file-name=libasan.so"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    runtime = Path(found.stdout.strip())
+    if not runtime.is_absolute():
+        pytest.skip("g++ has no libasan.so on this machine: install it (Debian: libgcc-12-dev)")
+    flags = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -g1"
+    folder = tmp_path_factory.mktemp("sanitized")
+    wrapper = folder / "sanitizing-g++"
+    wrapper.write_text(f'#!/bin/sh\nexec {compiler} "$@" {flags}\n')
+    wrapper.chmod(0o755)
+
+    def run(*arguments: str | Path, timeout: float = 1800) -> subprocess.CompletedProcess[str]:
+        environment = {
+            "CXX": str(wrapper),
+            "XDG_CACHE_HOME": str(folder),
+            "LD_PRELOAD": str(runtime),
+            # Python keeps what it allocates; NumPy asks for more than there is to see it fail
+            "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+        }
+        # --capture=sys: the report, which is written past Python, is not captured
+        quiet = ("-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-p", "no:faulthandler")
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", *quiet, *map(str, arguments)],
+            cwd=Path(__file__).parents[1],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
