@@ -52,9 +52,11 @@ class Graphs:
                 start_of_round = time.perf_counter()
                 self._seen[key] = self._seen.get(key, 0) + 1
                 if fleet.device.type != "cuda" or self._seen[key] <= WARM or not self._steady:
-                    before = remembered(fleet.algorithm)
-                    self._steady &= not self._round(t, as_it_is=True).asked
-                    self._steady &= before is not None and before == remembered(fleet.algorithm)
+                    warming = self._seen[key] <= WARM
+                    before = remembered(fleet.algorithm) if warming else b""
+                    asked = self._round(t, as_it_is=True).asked
+                    after = remembered(fleet.algorithm) if warming else b""
+                    self._steady &= not asked and before is not None and before == after
                 else:
                     self._graphs[key] = self._capture(t)
                 otherwise += time.perf_counter() - start_of_round
