@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from teleport_bench import memory, native, plugins, trace
+from teleport_bench.ambient import plain
 from teleport_bench.checkpoint import Checkpoint
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.fleet import Fleet, Tick, fleet_bytes, group, split
@@ -99,6 +100,7 @@ def run(spec: RunSpec, device: str | torch.device = "auto", compile: str = "auto
     return run_fleet([spec], device, compile=compile)[0]
 
 
+@plain()
 def run_fleet(
     specs: Sequence[RunSpec],
     device: str | torch.device = "auto",
@@ -122,6 +124,7 @@ def run_fleet(
     return [records[spec.id] for spec in specs]
 
 
+@plain()
 def run_group(
     specs: Sequence[RunSpec],
     device: torch.device,
@@ -201,6 +204,7 @@ def run_group(
     return records
 
 
+@plain()
 def run_suite(
     suite: Suite,
     store: Store,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import itertools
 import math
+import operator
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,16 +25,18 @@ import teleport_kernels as tk
 from teleport_bench import native, trace
 from teleport_bench.activation import BLOCK, block_bytes, draw_holders, drawn_ahead
 from teleport_bench.algorithms import Rate, State
+from teleport_bench.ambient import plain
 from teleport_bench.conditions import absence
 from teleport_bench.curves import Curves, Outcome, Target
+from teleport_bench.errors import UserError
 from teleport_bench.graphs import Graphs
 from teleport_bench.metrics import AXES
 from teleport_bench.native.calls import PHASES
 from teleport_bench.network import sent
-from teleport_bench.problems.base import worlds_of
+from teleport_bench.problems.base import FleetProblem, check_metrics, worlds_of
 from teleport_bench.schedules import constant_factor
 from teleport_bench.spec import RunSpec, canonical
-from teleport_kernels import cpu
+from teleport_kernels import checks, cpu
 
 if TYPE_CHECKING:
     from teleport_bench.checkpoint import Checkpoint
@@ -124,6 +129,7 @@ class Fleet:
     replay: False makes every call of a round from Python, for those who want to see them.
     """
 
+    @plain()
     def __init__(
         self,
         specs: Sequence[RunSpec],
@@ -143,9 +149,13 @@ class Fleet:
         self.members = list(dict.fromkeys(of_run))
         worlds = {world: i for i, world in enumerate(worlds_of(self.members))}
         self.problem = self.spec.build_problem().fleet(self.members, self.device)
+        if not isinstance(self.problem, FleetProblem):
+            kind = type(self.problem).__name__
+            raise UserError(f"fleet of a problem must give a FleetProblem, got {kind}")
 
         rows = [spec.n_active for spec in specs]
         self.run = torch.repeat_interleave(torch.tensor(rows)).to(self.device)
+        self.device = self.run.device  # with its number
         self.world = torch.tensor([worlds[m.seed, m.nodes] for m in of_run]).to(self.device)
         member_start = np.cumsum([0, *(m.active for m in self.members)])
         places = {m: i for i, m in enumerate(self.members)}
@@ -180,6 +190,7 @@ class Fleet:
             compiled
             and self.device.type == "cpu"
             and native.available()
+            and _computes(self.problem)
             and self.problem.compile(self.rows)
         )
         # tokens that are stored at nodes move by indexing, which no tape knows
@@ -203,6 +214,7 @@ class Fleet:
         """What advances the rounds: "compiled", "graph" or "torch"."""
         return "compiled" if self.compiled else "graph" if self.graphs else "torch"
 
+    @plain()
     def advance(
         self,
         on_tick: Callable[[Tick], None] = lambda _: None,
@@ -223,6 +235,7 @@ class Fleet:
             begin, before = kept["round"], kept["before"]
             state = {name: x.to(self.device) for name, x in kept["state"].items()}
             place = Place(*(x if x is None else x.to(self.device) for x in kept["place"]))
+            state = self.sound(state, place, "the checkpoint")
             recorder.restore(kept["recorder"])
             self.phases |= kept["phases"]
             on_tick(Tick(begin * self.n_rows, begin))
@@ -268,13 +281,54 @@ class Fleet:
         return recorder.outcomes()
 
     def _start(self) -> tuple[State, Tensor | None]:
-        starts = {seed: self.problem.initial(seed) for seed in {s.seed for s in self.specs}}
+        starts = {seed: self._initial(seed) for seed in {s.seed for s in self.specs}}
         x0 = torch.stack([starts[spec.seed] for spec in self.specs])
         state = self.algorithm.start(x0[self.run], momentum=self.spec.momentum > 0)
+        state = self.sound(state, Place(None), "start")
         if self.spec.storage == "slots":
             return state, None
         counts = torch.tensor([spec.nodes for spec in self.specs], device=self.device)
         return state, x0.repeat_interleave(counts, 0)
+
+    def _initial(self, seed: int) -> Tensor:
+        width = self.buffers.shape[1:]
+        x = self.problem.initial(seed)
+        x = native.checked(f"initial({seed}) of the problem", x, width, device=self.device)
+        if not bool(x.isfinite().all()):
+            raise UserError(
+                f"initial({seed}) of the problem must be finite, got {x[~x.isfinite()][0].item()}"
+            )
+        return x
+
+    def step(self, state: State, round_: FleetRound) -> State:
+        """One round of the algorithm."""
+        round_.place.x = state["x"]
+        return self.sound(self.algorithm.step(state, round_), round_.place, "step")
+
+    def sound(self, state: object, place: Place, source: str) -> State:
+        """The state that the algorithm (or a checkpoint) gives, if rounds can go on from it."""
+        if not isinstance(state, dict) or "x" not in state:
+            got = f"one with {sorted(map(str, state))}" if isinstance(state, dict) else state
+            raise UserError(
+                f'a state is a dict of tensors with an "x", got {got!r:.200} from {source}: return '
+                'state | {"x": ..}'
+            )
+        sound = {}
+        for name, tensor in state.items():
+            named = f'state["{name}"] from {source}'
+            if name == "x" and source == "step" and place.nodes is not None:
+                if tensor is not place.nodes:
+                    raise UserError(
+                        f'with storage = "nodes" {named} must be what r.sgd_mix gave, got another '
+                        'tensor: use storage = "slots", and say at_nodes = False in the algorithm'
+                    )
+                sound[name] = tensor
+            elif name != "x" or place.nodes is not None:
+                sound[name] = native.dense(named, tensor, self.device)
+            else:
+                shape, device = self.buffers.shape, self.device
+                sound[name] = native.checked(named, tensor, shape, device=device, rows=True)
+        return sound
 
     def _rounds(self, state: State, place: Place, start: int, first: int, last: int) -> State:
         """Rounds first .. last - 1 of the block that begins with round start."""
@@ -282,7 +336,7 @@ class Fleet:
             return self.graphs.run(state, start, first, last)
         if self.tapes is None:
             for t in range(first, last):
-                state = self.algorithm.step(state, FleetRound(self, t, t - start, place))
+                state = self.step(state, FleetRound(self, t, t - start, place))
             return state
         if first == start:
             state = self._choose_tape(state, start)
@@ -291,16 +345,16 @@ class Fleet:
             return tape.replay(state, first - start, last - start, self.phases)
         for t in range(first, last):
             if tape is None or tape.rounds != t - start or self.tapes is None:
-                state = self.algorithm.step(state, FleetRound(self, t, t - start, place))
+                state = self.step(state, FleetRound(self, t, t - start, place))
                 continue
             # a round is known by its graphs, and by what there is of a state and where
             where = t % self.period, *((name, x.data_ptr()) for name, x in state.items())
             if known := self._recorded.get(where):
                 state = tape.again(known, self.make)
                 continue
-            with native.Watch() as watch:
-                step = FleetRound(self, t, t - start, place, tape, watch)
-                state = self.algorithm.step(state, step)
+            with native.Watch(self.algorithm) as watch:
+                round_ = FleetRound(self, t, t - start, place, tape, watch)
+                state = self.step(state, round_)
             if watch.seen or not all(map(self.buffers.has, state.values())):
                 self.tapes = None  # more happens in a round than a tape would replay
             else:
@@ -315,8 +369,13 @@ class Fleet:
     def _choose_tape(self, state: State, start: int) -> State:
         """The tape of the block that begins with round start, to be replayed or to be recorded."""
         assert self.tapes is not None
-        # an algorithm's first round may differ: it is seen by what its state has not yet
-        key = start % self.period, *state
+        # an algorithm's first round may differ: it is seen by what its state has not yet, or has
+        # under two names
+        places = [x.data_ptr() for x in state.values()]
+        key = (
+            start % self.period,
+            *((name, places.index(x)) for name, x in zip(state, places, strict=True)),
+        )
         self._tape = self.tapes.get(key)
         if self._tape is None and len(self.tapes) < TAPES:
             state = self._into_buffers(state)
@@ -328,22 +387,36 @@ class Fleet:
 
     def _into_buffers(self, state: State) -> State:
         """The same state in buffers that a tape may name; as it was where they do not fit."""
+        places = {name: (x.data_ptr(), *x.stride()) for name, x in state.items()}
+        distinct = {places[name]: tensor for name, tensor in state.items()}
+        storages = {x.untyped_storage().data_ptr() for x in distinct.values()}
+        rows = all(x.shape == self.buffers.shape for x in distinct.values())
+        if not rows or any(x.dtype != torch.float32 for x in distinct.values()):
+            self.tapes = None
+        elif len(storages) < len(distinct):
+            self.tapes = None  # what is written to one may be another's
+        if self.tapes is None:
+            return state
         moved = {}
-        for name, tensor in state.items():
-            if tensor.shape != self.buffers.shape or tensor.dtype != torch.float32:
-                self.tapes = None
-                return state
-            moved[name] = tensor
+        for place, tensor in distinct.items():
+            moved[place] = tensor
             if not self.buffers.has(tensor):
-                moved[name] = self.buffers.take()
-                moved[name].copy_(tensor)
-        return moved
+                moved[place] = self.buffers.take()
+                moved[place].copy_(tensor)
+        return {name: moved[place] for name, place in places.items()}
 
     def mixing(self, t: int) -> tk.Mixing:
         """The block-diagonal matrix of all runs in round t."""
         phase = t % self.period
         if phase not in self.mixings:
             blocks = [topology.mixing(t) for topology in self.topologies]
+            for spec, block in zip(self.specs, blocks, strict=True):
+                if block.n_rows != spec.n_active:
+                    raise UserError(
+                        f"topology '{spec.topology['name']}' gives a ({block.n_rows}, "
+                        f"{block.n_rows}) matrix for {spec.n_active} nodes in round {t}: it must "
+                        "have a row for each of the nodes that it is asked for"
+                    )
             self.mixings[phase] = tk.block_diag(blocks).to(self.device)
         return self.mixings[phase]
 
@@ -358,6 +431,16 @@ class Fleet:
         self.phases[name] += seconds
         if tracing := trace.current():
             tracing.add(name, began, seconds)
+
+
+def _computes(problem: FleetProblem) -> bool:
+    """Whether `call` is for the problem's own gradient and draws: a subclass may have others."""
+    classes = type(problem).__mro__
+    call, *others = (
+        next(i for i, kind in enumerate(classes) if name in vars(kind))
+        for name in ("call", "gradient", "draw")
+    )
+    return call <= min(others)
 
 
 class _Factors:
@@ -379,6 +462,9 @@ class _Factors:
     def _sizes(self, start: int) -> NDArray[np.float32]:
         rounds = range(start, start + BLOCK)
         factors = np.array([[f(t) for f in self._schedules] for t in rounds], dtype=np.float64)
+        if not ((factors >= 0) & (factors < np.inf)).all():
+            bad = factors[~((factors >= 0) & (factors < np.inf))][0]
+            raise UserError(f"a schedule's factors are finite and not negative, got {bad}")
         with np.errstate(over="ignore"):  # to infinity: the run diverges
             sizes: NDArray[np.float32] = (factors[:, self._which] * self._base).astype(np.float32)
         return sizes
@@ -416,6 +502,8 @@ class Choices:
         """(BLOCK, runs): those that are laid out."""
         # arrays for what is drawn: new memory costs as much as what is drawn into it
         self._spare: list[NDArray[Any]] = []
+        self._drawn_as = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]()
+        """dtype and inner shape of what the problem draws: those of the first block."""
         self._blocks = math.ceil(fleet.spec.rounds / BLOCK)
         away = fleet.spec.away
         self._absence = [absence(away, m.seed, m.nodes) if away else None for m in fleet.members]
@@ -499,7 +587,8 @@ class Choices:
         node = [h + offset for h, offset in zip(holders, fleet.node_offset, strict=True)]
         steps = fleet.algorithm.local_steps
         data: list[NDArray[Any]] = [
-            fleet.problem.draw(i, block, h.repeat(steps, axis=0)) for i, h in enumerate(holders)
+            self._sound(fleet.problem.draw(i, block, h.repeat(steps, axis=0)), h.shape[1])
+            for i, h in enumerate(holders)
         ]
         try:
             spare = self._spare.pop()
@@ -508,6 +597,23 @@ class Choices:
         together = np.concatenate(data, axis=1, out=spare)
         sizes = fleet.factors.block(block * BLOCK)
         return _Drawn(holders, np.concatenate(node, axis=1), together, sizes)
+
+    def _sound(self, drawn: object, active: int) -> NDArray[Any]:
+        """What the problem draws for a member, if a round can take its part of it."""
+        rounds = BLOCK * self._fleet.algorithm.local_steps
+        if not isinstance(drawn, np.ndarray):
+            kind = type(drawn).__name__
+            raise UserError(f"draw of the problem must give a NumPy array, got {kind}")
+        kind, rest = drawn.dtype, drawn.shape[2:]
+        wanted, inner = self._drawn_as.setdefault("data", (kind, rest))
+        numbers = kind.kind in "biuf" and kind.isnative
+        if drawn.shape[:2] != (rounds, active) or (kind, rest) != (wanted, inner) or not numbers:
+            like = (rounds, active, *inner)
+            raise UserError(
+                f"draw of the problem must give numbers of shape {like} and of one dtype, "
+                f"{wanted}, in every block, got {kind} of shape {drawn.shape}"
+            )
+        return np.ascontiguousarray(drawn)
 
     def _put(self, name: str, values: NDArray[Any] | Tensor) -> None:
         tensor = torch.as_tensor(values)
@@ -525,6 +631,8 @@ class Place:
         """(all nodes, P) where storage = "nodes"."""
         self.address = address
         """(rows,): where each token was stored last."""
+        self.x: Tensor | None = None
+        """The state's, which a round begins with."""
 
     def stored(self, x: Tensor, fleet: Fleet) -> Tensor:
         """(rows, P): the tokens, wherever they are stored."""
@@ -547,9 +655,18 @@ class FleetRound:
         tape: native.Tape | None = None,
         watch: native.Watch | None = None,
     ) -> None:
-        self.fleet, self.t, self.i, self.place = fleet, t, i, place
+        self.fleet, self._t, self.i, self.place = fleet, t, i, place
         self._step = 0
         self._tape, self._watch = tape, watch
+        self.asked = False
+        """Whether it has said which round it is."""
+
+    @property
+    def t(self) -> int:
+        self.asked = True
+        if self._watch:
+            self._watch.seen = True
+        return self._t
 
     @property
     def lr(self) -> Rate:
@@ -562,39 +679,49 @@ class FleetRound:
     def fetch(self, x: Tensor) -> Tensor:
         place = self.place
         if place.nodes is None:
-            return x
+            return self._rows("the x of r.fetch", x)
+        if x is not place.x:
+            raise UserError(
+                'with storage = "nodes" a round fetches state["x"], got another tensor: use '
+                'storage = "slots", and say at_nodes = False in the algorithm'
+            )
         with self.fleet.phase("mix"):
             return place.nodes[self._address if place.address is None else place.address]
 
     def gradient(self, x: Tensor, step: int = 0) -> Tensor:
         fleet, steps = self.fleet, self.fleet.algorithm.local_steps
+        x = self._rows("the x of r.gradient", x)
+        try:
+            self._step = operator.index(step)
+        except TypeError:
+            raise UserError(f"a local step is a whole number, got {step!r:.200}") from None
         if not 0 <= step < steps:
-            raise ValueError(f"a round has local steps 0..{steps - 1} of batches, got {step}")
-        self._step = step
+            raise UserError(f"a round has local steps 0..{steps - 1} of batches, got {step}")
         if not fleet.compiled:
             with fleet.phase("gradient"):
-                return fleet.problem.gradient(x, self.node, self.data)
+                grad = fleet.problem.gradient(x, self.node, self.data)
+                return self._rows("what the problem's gradient gives", grad)
         with self._own():
-            # a call keeps tensors of its own: what is lent is free when the algorithm drops it
-            grad = fleet.buffers.take()
-            node, data = fleet.choices.node[self.i], fleet.choices.data[self.i * steps + step]
-            self._make(fleet.problem.call(x.detach(), grad.detach(), node, data))
+            # a call keeps buffers and not what is lent, which is free when the algorithm drops it
+            kept, grad = fleet.buffers.kept, fleet.buffers.take()
+            node, data = fleet.choices.node[self.i], fleet.choices.data[self.i * steps + self._step]
+            self._make(fleet.problem.call(kept(x), kept(grad), node, data))
             return grad
 
     def sgd_step(self, x: Tensor, grad: Tensor, momentum: Tensor | None) -> Tensor:
-        return self._sgd(x, grad, self.fleet.alone, **self._optimiser(momentum))
+        return self._sgd("sgd_step", x, grad, self.fleet.alone, momentum=momentum)
 
     def sgd_mix(self, x: Tensor, grad: Tensor, momentum: Tensor | None) -> Tensor:
-        nodes = self.place.nodes
-        if nodes is None:
-            return self._sgd(x, grad, self._mixing, **self._optimiser(momentum))
-        self.place.address = to = self._address
-        stored = {"target": to, "out": nodes}
-        return self._sgd(x, grad, self._mixing, **stored, **self._optimiser(momentum))
+        nodes, stored = self.place.nodes, dict[str, Any]()
+        if nodes is not None:
+            self.place.address = to = self._address
+            stored = {"target": to, "out": nodes}
+        return self._sgd("sgd_mix", x, grad, self._mixing, momentum=momentum, **stored)
 
     def mix(self, x: Tensor, direction: Tensor | None = None) -> Tensor:
         if direction is not None:
-            return self._sgd(x, direction, self._mixing)
+            return self._sgd("mix", x, direction, self._mixing, decays=False)
+        x = self._rows("the x of r.mix", x)
         if not self.fleet.compiled:
             with self.fleet.phase("mix"):
                 return tk.gossip_mix(x, self._mixing)
@@ -602,70 +729,87 @@ class FleetRound:
 
     def decayed(self, grad: Tensor, x: Tensor) -> Tensor:
         decay = self.fleet.spec.weight_decay
+        grad = self._rows("the grad of r.decayed", grad)
+        x = self._rows("the x of r.decayed", x)
         return self.combine((1, grad), (decay, x)) if decay else grad
 
     def combine(self, *terms: tuple[float | Rate, Tensor]) -> Tensor:
-        fleet = self.fleet
+        fleet, sound = self.fleet, list[tuple[float | Rate, Tensor]]()
+        for term in terms:
+            if not isinstance(term, tuple | list) or len(term) != 2:
+                raise UserError(f"r.combine takes pairs (coefficient, tensor), got {term!r:.200}")
+            sound.append((_coefficient(term[0]), self._rows("a tensor of r.combine", term[1])))
+        if not sound:
+            raise UserError("r.combine needs at least one pair (coefficient, tensor), got none")
         if not fleet.compiled:
             with fleet.phase("mix"):
-                first, *others = ((self._coefficient(c), x) for c, x in terms)
+                first, *others = ((self._by_row(c), x) for c, x in sound)
                 out = first[0] * first[1]
                 for c, x in others:
                     out = out + c * x
                 return out
         with self._own():
-            out = fleet.buffers.take()
-            rates = [(c if isinstance(c, Rate) else Rate(c, 0), x) for c, x in terms]
-            given = [(c.factor, c.power, x.detach()) for c, x in rates]
-            self._make(native.combine(given, fleet.choices.lr[self.i], out.detach(), fleet.threads))
+            kept, out = fleet.buffers.kept, fleet.buffers.take()
+            rates = [(c if isinstance(c, Rate) else Rate(c, 0), x) for c, x in sound]
+            given = [(c.factor, c.power, kept(x)) for c, x in rates]
+            self._make(native.combine(given, fleet.choices.lr[self.i], kept(out), fleet.threads))
             return out
 
-    def _optimiser(self, momentum: Tensor | None) -> dict[str, Any]:
-        """The run's settings of `tk.sgd_mix`; of its momentum only where that is what is given."""
-        spec = self.fleet.spec
-        settings: dict[str, Any] = {"weight_decay": spec.weight_decay}
-        if momentum is not None:
-            settings |= {"momentum": momentum, "beta": spec.momentum, "nesterov": spec.nesterov}
-        return settings
+    def _rows(self, name: str, value: object) -> Tensor:
+        """The value, if it is rows of parameters that every engine takes for the same numbers."""
+        fleet = self.fleet
+        shape, device = fleet.buffers.shape, fleet.device
+        return native.checked(name, value, shape, device=device, rows=True)
 
     def _sgd(
         self,
+        name: str,
         x: Tensor,
         grad: Tensor,
         mixing: tk.Mixing,
         *,
         momentum: Tensor | None = None,
-        **settings: Any,
+        decays: bool = True,
+        **stored: Any,
     ) -> Tensor:
-        """`tk.sgd_mix` with this round's step sizes."""
-        fleet = self.fleet
-        if not fleet.compiled or "out" in settings:
+        """`tk.sgd_mix` with this round's step sizes and the run's settings; of its momentum only
+        where that is what is given."""
+        fleet, spec = self.fleet, self.fleet.spec
+        x, grad = self._rows(f"the x of r.{name}", x), self._rows(f"the gradient of r.{name}", grad)
+        settings: dict[str, Any] = {"weight_decay": spec.weight_decay if decays else 0.0}
+        if momentum is not None:
+            momentum = self._rows(f"the momentum of r.{name}", momentum)
+            settings |= {"momentum": momentum, "beta": spec.momentum, "nesterov": spec.nesterov}
+        if not fleet.compiled or stored:
             with fleet.phase("mix"):
                 lr = self._now(fleet.choices.lr)
-                return tk.sgd_mix(x, grad, mixing, lr=lr, momentum=momentum, **settings)
+                return tk.sgd_mix(x, grad, mixing, lr=lr, **settings, **stored)
         with self._own():
-            settings |= {"lr": fleet.choices.lr[self.i], "grad": grad.detach()}
+            kept = fleet.buffers.kept
+            settings |= {"lr": fleet.choices.lr[self.i], "grad": kept(grad)}
             if momentum is not None:
-                settings["momentum"] = momentum.detach()
+                checks.check_apart("momentum", momentum, x=x, grad=grad)
+                settings["momentum"] = kept(momentum)
         return self._mix(x, mixing, **settings)
 
     def _mix(self, x: Tensor, mixing: tk.Mixing, **step: Any) -> Tensor:
         """The call of the compiled mixing, made and recorded."""
         with self._own():
             fleet, out = self.fleet, self.fleet.buffers.take()
-            arguments = cpu.prepare(x.detach(), mixing, out.detach(), pool=fleet.threads, **step)
+            kept = fleet.buffers.kept
+            arguments = cpu.prepare(kept(x), mixing, kept(out), pool=fleet.threads, **step)
             self._make(native.Call(cpu.function(), arguments, "mix", ()))
             return out
 
     @property
     def _mixing(self) -> tk.Mixing:
         with self._own():
-            return self.fleet.mixing(self.t)
+            return self.fleet.mixing(self._t)
 
-    def _coefficient(self, c: float | Rate) -> float | Tensor:
+    def _by_row(self, c: float | Rate) -> float | Tensor:
         """A number, or (rows, 1)."""
-        if not isinstance(c, Rate):
-            return c
+        if not isinstance(c, Rate) or not c.power:
+            return c.factor if isinstance(c, Rate) else c
         lr = self._now(self.fleet.choices.lr).unsqueeze(1)
         factor = torch.full_like(lr, c.factor)
         return factor * lr if c.power > 0 else torch.where(lr == 0, 0.0, factor / lr)
@@ -703,6 +847,24 @@ class FleetRound:
         return nullcontext() if self._watch is None else self._watch.pause()
 
 
+def _coefficient(c: Any) -> float | Rate:
+    """A coefficient of `Round.combine`, in float32."""
+    factor, power = (c.factor, c.power) if isinstance(c, Rate) else (c, 0)
+    number = isinstance(factor, Real) or (
+        isinstance(factor, Tensor) and not factor.ndim and not factor.is_complex()
+    )
+    if not number or power not in (-1, 0, 1):
+        raise UserError(
+            "a coefficient is a number, or r.lr or 1 / r.lr times one, got "
+            f"{c!r:.200}: multiply the tensor by what differs from row to row"
+        )
+    try:
+        rounded = ctypes.c_float(float(factor)).value
+    except (OverflowError, ValueError, RuntimeError) as error:
+        raise UserError(f"a coefficient is a number, got {c!r:.200} ({error})") from None
+    return Rate(rounded, power) if isinstance(c, Rate) else rounded
+
+
 class _Recorder:
     """Metrics and costs of all runs of a fleet along its rounds."""
 
@@ -710,7 +872,8 @@ class _Recorder:
         self.fleet = fleet
         specs = fleet.specs
         problem = fleet.spec.build_problem()
-        objective, self.headline = problem.metrics[:2]
+        self.metrics = check_metrics(problem)
+        objective, self.headline = self.metrics[:2]
         self.curves = Curves(len(specs), objective)
         stop = fleet.spec.stop
         self.target = Target(stop.metric, stop.value, stop.window, len(specs)) if stop else None
@@ -807,11 +970,31 @@ class _Recorder:
             mean, distance = cpu.consensus(x, self.starts, pool=fleet.threads)
         else:
             mean, distance = tk.consensus(x, fleet.run)
-        found = fleet.problem.evaluate(x, mean, fleet.run, fleet.world)
+        found = self._sound(fleet.problem.evaluate(x, mean, fleet.run, fleet.world))
         found["consensus"] = distance / self.rows
         values = {name: value.double().cpu().numpy() for name, value in found.items()}
         self._found = t, values
         return values
+
+    def _sound(self, found: object) -> dict[str, Tensor]:
+        """What the problem's `evaluate` gives, if it is a number a run of each of its metrics."""
+        if not isinstance(found, dict) or set(found) != set(self.metrics):
+            got = sorted(map(str, found)) if isinstance(found, dict) else repr(found)[:200]
+            raise UserError(
+                f"evaluate of the problem must give the metrics {', '.join(self.metrics)}, got "
+                f"{got}: name the same ones in `metrics` and in what evaluate returns"
+            )
+        sound, runs = {}, (len(self.rows),)
+        for name in self.metrics:
+            named = f"{name}, which evaluate of the problem gives,"
+            value = native.dense(named, found[name], self.fleet.device)
+            if value.shape != runs or value.is_complex():
+                raise UserError(
+                    f"{named} must be real numbers of shape {runs}, one a run, got {value.dtype} "
+                    f"of shape {tuple(value.shape)}"
+                )
+            sound[name] = value
+        return sound
 
     def keep(self) -> dict[str, Any]:
         """What `restore` needs, between blocks."""

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from teleport_bench.algorithms import State
+from teleport_bench.errors import UserError
+from teleport_bench.native import remembered
 
 if TYPE_CHECKING:
-    from teleport_bench.fleet import Fleet
+    from teleport_bench.fleet import Fleet, FleetRound
 
 WARM = 2
 """Rounds that run as they are before the next one is captured."""
@@ -31,6 +33,8 @@ class Graphs:
         self._graphs: dict[tuple[Any, ...], torch.cuda.CUDAGraph] = {}
         self._seen: dict[tuple[Any, ...], int] = {}
         self._pool: Any = None
+        self._steady = True
+        """Whether rounds have depended on tensors alone: a graph would not see the rest change."""
 
     def run(self, state: State, start: int, first: int, last: int) -> State:
         """Rounds first .. last - 1 of the block that begins with round start."""
@@ -47,8 +51,12 @@ class Graphs:
             if key not in self._graphs:
                 start_of_round = time.perf_counter()
                 self._seen[key] = self._seen.get(key, 0) + 1
-                if fleet.device.type != "cuda" or self._seen[key] <= WARM:
-                    self._round(t)
+                if fleet.device.type != "cuda" or self._seen[key] <= WARM or not self._steady:
+                    warming = self._seen[key] <= WARM
+                    before = remembered(fleet.algorithm) if warming else b""
+                    asked = self._round(t, as_it_is=True).asked
+                    after = remembered(fleet.algorithm) if warming else b""
+                    self._steady &= not asked and before is not None and before == after
                 else:
                     self._graphs[key] = self._capture(t)
                 otherwise += time.perf_counter() - start_of_round
@@ -60,12 +68,21 @@ class Graphs:
             self._share(time.perf_counter() - began - otherwise, known)
         return dict(self._state)
 
-    def _round(self, t: int) -> None:
+    def _round(self, t: int, *, as_it_is: bool = False) -> FleetRound:
         from teleport_bench.fleet import FleetRound, Place
 
         fleet = self._fleet
         round_ = FleetRound(fleet, t, self._at, Place(None))
-        after = fleet.algorithm.step(dict(self._state), round_)
+        # outside of a graph a step may keep what it is given, which is written to below
+        state = {name: x.clone() if as_it_is else x for name, x in self._state.items()}
+        after = fleet.step(state, round_)
+        for name, tensor in self._state.items():
+            if name not in after or (found := after[name]).shape != tensor.shape:
+                got = "nothing" if name not in after else f"shape {tuple(found.shape)}"
+                raise UserError(
+                    f'state["{name}"] has shape {tuple(tensor.shape)}, and step returned {got}: '
+                    "with --compile a state keeps its tensors on CUDA; or use --compile off"
+                )
         kept = {tensor.data_ptr() for tensor in self._state.values()}
         for name, tensor in after.items():
             if tensor.data_ptr() in kept and tensor is not self._state.get(name):
@@ -76,6 +93,7 @@ class Graphs:
             elif tensor is not self._state[name]:
                 self._state[name].copy_(tensor)
         self._at.add_(1)
+        return round_
 
     def _capture(self, t: int) -> torch.cuda.CUDAGraph:
         fleet = self._fleet

@@ -59,9 +59,9 @@ def _vectors(spec: RunSpec) -> int:
     """(rows, P) tensors that a round of the algorithm has at a time, at most: with the state that
     its block began with. Found by rounds (the first may differ) on single numbers."""
     algorithm, count = spec.build_algorithm(), _Counted(spec.momentum)
-    state = algorithm.start(count.gradient(), momentum=spec.momentum > 0)
-    state = {name: count.gradient() for name in state}
     with contextlib.suppress(Exception):  # one of a user's own may need more than that
+        state = algorithm.start(count.gradient(), momentum=spec.momentum > 0)
+        state = {name: count.gradient() for name in state}
         began = algorithm.step(state, count)
         state = algorithm.step(began, count)
         algorithm.step(state, count)
@@ -71,7 +71,7 @@ def _vectors(spec: RunSpec) -> int:
 class _Counted:
     """A `Round` whose results are numbers without a meaning, each in a place of its own."""
 
-    lr = Rate()
+    lr, t = Rate(), 0
 
     def __init__(self, beta: float) -> None:
         self.beta = beta

@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from teleport_bench.activation import draw_holders
 from teleport_bench.algorithms import Algorithm
+from teleport_bench.ambient import plain
 from teleport_bench.conditions import Away, absence, conditioned, period
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.problems import Member, Problem
@@ -197,6 +198,7 @@ class RunSpec(StrictModel):
         """12 hex digits that identify the run: a hash of every setting, defaults included."""
         return id_of(self.model_dump(mode="json"))
 
+    @plain()
     def check(self) -> None:
         """UserError where the problem cannot be posed for these nodes; reads the data."""
         self.build_problem().check(self.nodes)
@@ -235,6 +237,7 @@ class RunSpec(StrictModel):
     def build_algorithm(self) -> Algorithm:
         return build_algorithm(self.algorithm)
 
+    @plain()
     def build_topology(self) -> Topology:
         """The matrices that the run mixes with, its conditions included."""
         return conditioned(self._graphs(), self.loss, self._rows_away, self.seed, self.nodes)
@@ -268,6 +271,7 @@ class RunSpec(StrictModel):
             return f"{name} keeps more than parameters, which would change at a node that is away"
         return "the momentum of a node that is away would change" if self.momentum else None
 
+    @plain()
     def _graphs(self) -> Topology:
         return self.build_algorithm().graphs(self.topology, self.n_active, self.seed)
 
@@ -295,6 +299,7 @@ def build_algorithm(choice: Choice) -> Algorithm:
 
 
 @functools.lru_cache(maxsize=32)
+@plain()
 def build_problem(choice: str) -> Problem:
     problem: Problem = PROBLEMS.build(json.loads(choice))
     return problem

@@ -41,7 +41,15 @@ class Rate:
 
 
 class Round(Protocol):
-    """One round over stacked rows: row a is token a, at the node that holds it in this round."""
+    """One round over stacked rows: row a is token a, at the node that holds it in this round.
+
+    Tensors that it is given are float32 rows, (rows, P), on the run's device, contiguous but for a
+    distance between rows; anything else is a UserError, whatever executes the round.
+    """
+
+    @property
+    def t(self) -> int:
+        """Which round it is, from 0. Whoever asks is called in every round: nothing is replayed."""
 
     @property
     def lr(self) -> Rate:
@@ -120,7 +128,7 @@ class Algorithm(ABC):
 
     def carried(self, *, momentum: bool) -> int:
         """Parameter vectors that a token takes along to another node: all its state."""
-        return len(self.start(torch.empty(0), momentum=momentum))
+        return len(self.start(torch.zeros(1, 1), momentum=momentum))
 
     def start(self, x: Tensor, *, momentum: bool) -> State:
         """The state before round 0. x: (rows, P), every token's initial parameters."""
@@ -129,5 +137,8 @@ class Algorithm(ABC):
     @abstractmethod
     def step(self, state: State, r: Round) -> State:
         """One round. What is done may depend on which tensors the state has (the first round may
-        lack some) and on nothing else outside of tensors: calls of `r` may be recorded in one round
-        and made again in any later one. Operations of torch are allowed, and prevent that."""
+        lack some), and otherwise outside of tensors on nothing that changes from round to round:
+        calls of `r` may be recorded in one round and made again in any later one. What prevents
+        that is seen, and costs time: operations of torch, `r.t`, attributes of the algorithm that
+        change, and random numbers of the generators that Python and NumPy share. Not seen is what
+        Python keeps anywhere else, as in a variable of the module or a closure, or a clock."""

@@ -30,6 +30,15 @@ def deal(choice: Choice, labels: Labels, n_nodes: int, seed: int) -> Shards:
     shard_size = check_split(choice, len(labels), n_nodes)
     rng = generator(seed, "partition", nodes=n_nodes)
     shards: Shards = PARTITIONS.build(choice, labels, n_nodes, shard_size, rng)
+    shape, array = (n_nodes, shard_size), isinstance(shards, np.ndarray)
+    sound = array and shards.dtype.kind in "iu" and shards.shape == shape
+    if not sound or not 0 <= shards.min() <= shards.max() < len(labels):
+        got = f"{shards.dtype} of shape {shards.shape}" if array else type(shards).__name__
+        span = f", {shards.min()} .. {shards.max()}" if sound else ""
+        raise UserError(
+            f"partition '{choice['name']}' must give sample ids 0 .. {len(labels) - 1}, whole "
+            f"numbers in an array of shape {shape}, got {got}{span}"
+        )
     return shards
 
 

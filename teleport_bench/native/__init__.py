@@ -6,12 +6,12 @@ compiled again. On the CPU this is an order of magnitude faster than the same in
 cost more than the arithmetic of a small network.
 """
 
-from teleport_bench.native.calls import Call, Rows, Table
+from teleport_bench.native.calls import Call, Rows, Table, checked, dense
 from teleport_bench.native.combine import combine
 from teleport_bench.native.library import available, compiled, cores, pool_alone, prepare
 from teleport_bench.native.network import NativeNetwork
 from teleport_bench.native.quadratic import NativeQuadratic
-from teleport_bench.native.tape import Buffers, Recorded, Tape, Watch
+from teleport_bench.native.tape import Buffers, Recorded, Tape, Watch, remembered
 
 __all__ = [
     "Buffers",
@@ -24,9 +24,12 @@ __all__ = [
     "Tape",
     "Watch",
     "available",
+    "checked",
     "combine",
     "compiled",
     "cores",
+    "dense",
     "pool_alone",
     "prepare",
+    "remembered",
 ]

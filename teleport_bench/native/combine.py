@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from teleport_bench.native.calls import POINTER, WORD, Call, structure
+from teleport_bench.errors import UserError
+from teleport_bench.native.calls import POINTER, WORD, Call, checked, structure
 from teleport_bench.native.library import library
 from teleport_kernels.cpu import POOLED
 
@@ -35,18 +35,16 @@ def combine(
 
     terms: (factor, power, x), power -1, 0 or 1, x: (rows, P); lr: (rows,); out: (rows, P), apart.
     """
-    for _, _, x in terms:
-        if x.shape != out.shape or x.dtype != torch.float32 or x.stride(1) != 1:
-            raise ValueError(
-                f"a term must be float32 rows of shape {tuple(out.shape)}, "
-                f"got {x.dtype} of shape {tuple(x.shape)}"
-            )
+    if not terms:
+        raise UserError("a sum needs at least one term, got none")
+    rows, width = out.shape
+    out, lr = checked("out", out, (rows, width), rows=True), checked("lr", lr, (rows,))
+    terms = [(c, p, checked("a term", x, (rows, width), rows=True)) for c, p, x in terms]
     table = (_TermStruct * len(terms))(
         *(_TermStruct(x.data_ptr(), x.stride(0), factor, power) for factor, power, x in terms)
     )
     loaded = library()
     assert loaded is not None
-    rows, width = out.shape
     arguments = _SumStruct(
         rows,
         width,

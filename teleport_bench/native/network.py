@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from teleport_bench.errors import UserError
 from teleport_bench.models import Network
 from teleport_bench.models.layers import (
     Conv2d,
@@ -24,7 +25,7 @@ from teleport_bench.models.layers import (
     Shape,
     traced,
 )
-from teleport_bench.native.calls import POINTER, WORD, Call, Rows, RowsStruct, structure
+from teleport_bench.native.calls import POINTER, WORD, Call, Rows, RowsStruct, checked, structure
 from teleport_bench.native.library import library
 
 _LayerStruct = structure(
@@ -149,13 +150,19 @@ class NativeNetwork:
         table = _Table(network.layers, input_shape)
         self._layers = (_LayerStruct * len(table.rows))(*table.rows)
         *_, (last, shape) = traced(network.layers, input_shape)
-        classes = math.prod(last.output(shape))
+        classes, *other = last.output(shape)
+        if math.prod(other) != 1:
+            raise UserError(
+                f"a model gives one number a class, got outputs of shape {(classes, *other)}: end "
+                "it with Flatten() or GlobalAvgPool2d()"
+            )
         self._net = _NetworkStruct(
             len(table.rows), ctypes.addressof(self._layers), table.n_params, classes
         )
-        self._scale = scale.expand(input_shape).contiguous()
-        self._shift = shift.expand(input_shape).contiguous()
-        self.batch = batch
+        self._scale = checked("scale", scale.expand(input_shape).contiguous(), input_shape)
+        self._shift = checked("shift", shift.expand(input_shape).contiguous(), input_shape)
+        self.batch, self._shape, self._classes = batch, input_shape, classes
+        self._n_params = table.n_params
         loaded = library()
         assert loaded is not None
         self._library = loaded
@@ -168,19 +175,31 @@ class NativeNetwork:
     @staticmethod
     def supports(network: Network) -> bool:
         """Whether the library has all of the network's layers."""
-        return any(layer.shapes for layer in network.layers) and all(map(_has, network.layers))
+        own = type(network) is not Network  # which may compute what it likes
+        layers = network.layers
+        return not own and any(layer.shapes for layer in layers) and all(map(_has, layers))
 
     def images(self, images: Tensor, labels: Tensor) -> ctypes.Structure:
         """(N, ...) bytes and (N,) labels, for `gradient` and `score`; they must be kept."""
-        assert images.is_contiguous()
-        assert labels.is_contiguous()
-        return _ImagesStruct(
+        n = len(labels)
+        images = checked("images", images, (n, *self._shape), torch.uint8)
+        labels = checked("labels", labels, (n,), torch.int64)
+        low, high = (int(labels.min()), int(labels.max())) if n else (0, 0)
+        if not n or low < 0 or high >= self._classes:
+            got = f"{low} .. {high}" if n else "none"
+            raise UserError(
+                f"labels must be 0 .. {self._classes - 1}, of one image or more, got {got}: count "
+                "classes from 0, and give the model as many outputs"
+            )
+        struct = _ImagesStruct(
             *images.shape[1:],
             images.data_ptr(),
             labels.data_ptr(),
             self._scale.data_ptr(),
             self._shift.data_ptr(),
         )
+        struct.n = n
+        return struct
 
     def gradient(
         self, rows: Rows, x: Tensor, grad: Tensor, ids: Tensor, images: ctypes.Structure
@@ -189,14 +208,22 @@ class NativeNetwork:
 
         ids: (members, batch) int32 samples, or (members, 2, batch) of them and of their views.
         """
-        assert rows.threads <= self._threads
+        if rows.threads > self._threads:
+            raise UserError(
+                f"{rows.threads} threads, where there is memory for {self._threads}: set the "
+                "number of threads before the fleet is made"
+            )
+        views = 2 if ids.dim() == 3 else 0
+        members = max(rows.members, len(ids))
+        shape = (members, views, self.batch) if views else (members, self.batch)
+        ids = checked("sample ids", ids, shape, torch.int32)
         arguments = _GradientStruct(
-            rows.struct(x, grad),
+            rows.struct(x, grad, self._n_params),
             ctypes.addressof(self._net),
             ctypes.addressof(images),
             ids.data_ptr(),
             self.batch,
-            ids.dim() == 3,
+            views,
             self._memory.data_ptr(),
         )
         keep = (self, rows, x, grad, ids, images)
@@ -204,6 +231,9 @@ class NativeNetwork:
 
     def score(self, x: Tensor, images: ctypes.Structure, samples: int) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy and accuracy of each row on a whole set: (rows,) float64 each."""
+        if not 0 < samples <= images.n:
+            raise UserError(f"a score of 1 .. {images.n} samples, got {samples}")
+        x = checked("x", x, (x.shape[0], self._n_params), rows=True)
         loss = torch.empty(x.shape[0], dtype=torch.float64)
         right = torch.empty_like(loss)
         arguments = _ScoreStruct(

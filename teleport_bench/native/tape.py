@@ -3,13 +3,16 @@
 A round with the same graphs, and the state in the same places, is the same calls on other choices;
 once a whole block is on tape, a replay runs it without Python in between. That is right only if the
 recorded calls are all that happens in a round: `Watch` sees any operation of torch in between, and
-a tape on which there was one is not replayed. Where it saves time, a replay does not go call by
-call either: each row goes on as soon as its neighbours are there (stages.hpp), with the same bits.
+most of what Python keeps from round to round; a tape on which there was one is not replayed. Where
+it saves time, a replay does not go call by call either: each row goes on as soon as its neighbours
+are there (stages.hpp), with the same bits.
 """
 
 from __future__ import annotations
 
 import ctypes
+import pickle
+import random
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -17,7 +20,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -30,39 +35,76 @@ _CopyStruct = structure("Copy", rows=WORD, width=WORD, source=POINTER, to=POINTE
 
 
 class Buffers:
-    """(rows, P) tensors that are used again once nobody holds what `take` gave."""
+    """(rows, P) tensors that are used again once nobody holds what `take` gave, or anything that
+    shares its memory, however it came by it (`detach`, a slice, `numpy`)."""
 
     def __init__(self, rows: int, width: int) -> None:
         self.shape = rows, width
         self._all: dict[int, Tensor] = {}
-        self._users: dict[int, weakref.ref[Tensor]] = {}
+        self._users: dict[int, weakref.ref[NDArray[np.float32]]] = {}
 
     def take(self) -> Tensor:
         """A buffer that is free; its content is arbitrary."""
         for address, user in self._users.items():
             if user() is None:
                 return self.lend(address)
-        buffer = torch.empty(self.shape)
+        buffer = torch.empty(self.shape, dtype=torch.float32, device="cpu")
         self._all[buffer.data_ptr()] = buffer
         return self.lend(buffer.data_ptr())
 
     def has(self, tensor: Tensor) -> bool:
-        """Whether the tensor is one of these buffers."""
-        return tensor.data_ptr() in self._all
+        """Whether the tensor is one of these buffers, the whole of it."""
+        whole = tensor.data_ptr() in self._all and tensor.shape == self.shape
+        return whole and tensor.dtype == torch.float32 and tensor.is_contiguous()
 
     def lend(self, address: int) -> Tensor:
         """The buffer at an address; it is taken until nobody holds what this gives."""
-        lent = self._all[address].detach()
+        # an array of its own lives as long as any storage over it
+        lent: NDArray[np.float32] = self._all[address].numpy()
         self._users[address] = weakref.ref(lent)
-        return lent
+        return torch.from_numpy(lent)
+
+    def kept(self, tensor: Tensor) -> Tensor:
+        """The same memory for a call to keep: a buffer is free when the algorithm drops it."""
+        return self._all[tensor.data_ptr()] if self.has(tensor) else tensor
+
+
+def remembered(algorithm: object) -> bytes | None:
+    """What a step may have changed outside of tensors, as far as that can be seen: attributes of
+    the algorithm and of its class, and the generators that all of Python and NumPy share. None
+    where they cannot be compared."""
+    plain = (int, float, str, list, dict, set, random.Random, np.random.Generator, np.ndarray)
+    of_class = [
+        value
+        for kind in type(algorithm).__mro__
+        for name, value in vars(kind).items()
+        if isinstance(value, plain) and not name.startswith("__")
+    ]
+    generators = random.getstate(), np.random.get_state()  # noqa: NPY002 - others may use it
+    try:
+        return pickle.dumps((algorithm.__getstate__(), of_class, generators))
+    except Exception:  # whatever a class of a user's own raises
+        return None
 
 
 class Watch(TorchFunctionMode):
-    """Notices whatever torch is asked for, but for what is within `pause`."""
+    """Notices what a step does besides calls: whatever torch is asked for, but for what is within
+    `pause`, and what is `remembered` from one round to the next."""
 
-    def __init__(self) -> None:
+    def __init__(self, algorithm: object) -> None:
         super().__init__()
         self.seen = False
+        self._algorithm = algorithm
+
+    def __enter__(self) -> Watch:
+        self._before = remembered(self._algorithm)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        after = remembered(self._algorithm)
+        self.seen |= after is None or after != self._before
 
     def __torch_function__(
         self,

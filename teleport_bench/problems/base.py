@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from teleport_bench.errors import UserError, nearest
+from teleport_bench.metrics import METRICS
 from teleport_bench.native.calls import Call, Rows
 
 
@@ -111,6 +113,23 @@ class Problem(ABC):
     @abstractmethod
     def epochs(self, n_nodes: int, gradients: int) -> float:
         """How often that many gradients go over the data."""
+
+
+def check_metrics(problem: Problem) -> tuple[str, ...]:
+    """The problem's metrics, two or more that are known by name."""
+    names = problem.metrics
+    if not isinstance(names, tuple | list) or len(set(names)) != len(names) or len(names) < 2:
+        raise UserError(
+            f"metrics of a problem are two names or more, each once, got {names!r}: the objective, "
+            "and what the progress bar shows"
+        )
+    for name in names:
+        if name not in METRICS or name == "consensus":
+            raise UserError(
+                f"unknown metric '{name}' of the problem{nearest(str(name), METRICS)}; one of your "
+                "own is to be added to teleport_bench.metrics.METRICS"
+            )
+    return tuple(names)
 
 
 def worlds_of(members: Sequence[Member]) -> list[tuple[int, int]]:

@@ -161,8 +161,8 @@ class FleetClassification(FleetProblem):
             "test": _to(dataset.test, device),
         }
         mean, std = dataset.mean_std
-        self.scale = torch.from_numpy(1 / (dataset.scale * std))[:, None, None].to(device)
-        self.shift = torch.from_numpy(-mean / std)[:, None, None].to(device)
+        self.scale = torch.from_numpy(1 / (dataset.scale * std))[:, None, None].float().to(device)
+        self.shift = torch.from_numpy(-mean / std)[:, None, None].float().to(device)
         shards = {world: problem.shards(*world) for world in worlds_of(members)}
         self._native: NativeNetwork | None = None
         self.in_order = problem.batches == "shuffle"
@@ -257,7 +257,8 @@ class FleetClassification(FleetProblem):
 
 
 def _to(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(split.images).to(device), torch.from_numpy(split.labels).to(device)
+    images, labels = np.ascontiguousarray(split.images), np.ascontiguousarray(split.labels)
+    return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
 
 
 class Replacement:

@@ -144,6 +144,8 @@ class FleetQuadratic(FleetProblem):
         # grad f_i(x) = H_i x - h_i with h_i = H_i x* - v_i, subtracted in float64 here, once
         self.linear = stack([_times(w.hessian, w.optimum) - w.v for w in worlds]).float()
         self.optimum = torch.stack([torch.from_numpy(w.optimum) for w in worlds]).to(device)
+        if len(self.hessian) != (n := sum(n for _, n in worlds_of(members))):
+            raise UserError(f"a world has a function a node, {n} of them, got {len(self.hessian)}")
         self.mean_hessian = torch.stack([torch.from_numpy(w.hessian.mean(0)) for w in worlds]).to(
             device
         )

@@ -10,6 +10,7 @@ import json
 from numbers import Integral
 from typing import Any
 
+from teleport_bench.ambient import plain
 from teleport_bench.errors import UserError
 from teleport_bench.registry import TOPOLOGIES, Choice
 from teleport_bench.topologies.schedule import (
@@ -39,6 +40,7 @@ def topology(name: str | Choice, n_nodes: int, **options: Any) -> Topology:
 
 
 @functools.lru_cache(maxsize=256)
+@plain()
 def _build(choice: str, n_nodes: int) -> Topology:
     built: Topology = TOPOLOGIES.build(json.loads(choice), n_nodes)
     return built
