@@ -55,9 +55,10 @@ def files_of(folder: Path) -> Files:
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error}") from error
     for name in found:
-        if "::" in name:
+        if strange := re.search(r"::|\n", name):
             raise UserError(
-                f"{folder / name}: a file name with '::' is read as one file in another: rename it"
+                f"{folder / name!s:.300}: a name with {strange[0]!r} is not read as that of a "
+                "file: rename it"
             )
     return dict(sorted(found.items()))
 

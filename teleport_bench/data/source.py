@@ -197,6 +197,8 @@ def _decode(folder: Path, source: Source) -> Splits:
                 str(place), source.subset, cache_dir=str(place.with_name("cache"))
             )
             _check_files(builder, folder, links)
+            if hasattr(builder.config, "batch_size"):  # of parquet: else all rows of a group
+                builder.config.batch_size = BATCH
             rows = builder.as_streaming_dataset()
             train, test = (
                 _split(rows, name, f"{folder}, {name}", source, links)
