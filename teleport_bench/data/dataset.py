@@ -19,6 +19,7 @@ Labels = NDArray[np.int64]
 
 DESCRIBED = {"name", "train", "validation", "test", "classes", "shape", "sha256"}
 """What a record says of every data set."""
+MAX_CLASSES = 2**16
 MAX_LABEL = np.iinfo(np.int64).max
 IMAGES = "uint8 (N, channels, height, width)"
 LABELS = "whole numbers (N,)"
@@ -83,8 +84,8 @@ class Dataset:
                 "int(labels.max()) + 1"
             )
         n_classes = int(self.n_classes)
-        if n_classes < 1:
-            raise UserError(f"{self.name}: n_classes is {n_classes}, expected at least 1")
+        if not 1 <= n_classes <= MAX_CLASSES:
+            raise UserError(f"{self.name}: n_classes is {n_classes}, expected 1 to {MAX_CLASSES:,}")
         if not _is_number(self.scale) or not 0 < self.scale < float("inf"):
             raise UserError(
                 f"{self.name}: scale is {self.scale!r}, expected a positive number: the white of "

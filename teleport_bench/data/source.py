@@ -134,13 +134,13 @@ def _copies(source: Source, missing: list[str]) -> Iterator[tuple[Path, dict[str
 
 
 def _expanded(root: str) -> Path:
-    try:
-        return Path(root).expanduser()
-    except RuntimeError as error:
+    expanded = os.path.expanduser(root)  # noqa: PTH111 - pathlib takes ./~ for ~
+    if expanded.startswith("~"):
         raise UserError(
             f"--data or {DATA_VARIABLE} names the folder {root!r}, but there is no home of that "
-            "user: name it without ~"
-        ) from error
+            "user: name it without ~, or with ./ before it"
+        )
+    return Path(expanded)
 
 
 @contextlib.contextmanager
