@@ -1000,11 +1000,17 @@ def test_a_configuration_that_is_missing_or_unknown_is_met_with_the_option(make:
 
 
 def test_other_kinds_of_files_and_scripts_are_neither_read_nor_executed(root: Path) -> None:
-    for end, text in (("csv", "image,label\n/etc/hostname,0\n"), ("json", '[{"image": "x"}]')):
+    kinds = {
+        "csv": ("image,label\n/etc/hostname,0\n", "names the file '/etc/hostname' in the place"),
+        "json": ('[{"image": [1], "label": 0}]', "the column 'image' holds List"),
+        "txt": ("nothing", "has no column 'image'"),
+        "h5": ("nothing", "holds files of the kind 'hdf5'; expected images in one of parquet"),
+    }
+    for end, (text, message) in kinds.items():
         (root / end).mkdir()
         for split in ("train", "test"):
             (root / end / f"{split}.{end}").write_text(text)
-        with pytest.raises(UserError, match=rf"{end} holds files of the kind '{end}'; expected"):
+        with pytest.raises(UserError, match=rf"{end}.* {message}"):
             tiny(source=end)
     (root / "tiny").mkdir()
     (root / "tiny" / "tiny.py").write_text("raise SystemExit(3)")

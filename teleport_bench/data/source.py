@@ -35,7 +35,9 @@ CHANNELS = {"L": 1, "RGB": 3}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF")
 """Trying all that Pillow knows would take a third of the time."""
 KINDS = ("parquet", "arrow", "imagefolder", "webdataset")
-"""Of the readers of `datasets`: those whose files hold images, and name no files elsewhere."""
+"""Of the readers of `datasets`: those whose files hold images."""
+TEXTS = ("csv", "json", "text")
+"""Those whose files are at least read without opening others, as those of "hdf5" may."""
 Kind = tuple[str, tuple[int, int]]
 """(mode, (width, height)) of an image."""
 CAUSE = 300
@@ -243,7 +245,7 @@ def _links(files: Files) -> Iterator[tuple[Path, Mapping[str, str]]]:
 def _check_files(builder: datasets.DatasetBuilder, folder: Path, links: Mapping[str, str]) -> None:
     """UserError where other files would be read, or files that may name others."""
     kind = type(builder).__module__.split(".")[-1]
-    if kind not in KINDS:
+    if kind not in KINDS + TEXTS:
         raise UserError(
             f"{folder} holds files of the kind '{kind}'; expected images in one of "
             f"{', '.join(KINDS)}: convert them"
