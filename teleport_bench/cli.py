@@ -254,7 +254,7 @@ def _each(options: argparse.Namespace, do: Callable[[Suite], int]) -> int:
                 f"--data names the folder that holds image data sets, got {options.data!r}, which "
                 "is none: name another, or leave it out"
             )
-        os.environ[DATA_VARIABLE] = options.data
+        os.environ[DATA_VARIABLE] = str(Path(options.data).absolute())  # a ~ here is a folder
     chosen = _scaled(options)
     code = OK
     for name, scale in chosen:

@@ -17,13 +17,16 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
 
+import teleport_bench as tb
+from teleport_bench import native
 from teleport_bench.activation import BLOCK, draw_holders
-from teleport_bench.data import load
+from teleport_bench.data import Dataset, load
+from teleport_bench.data.dataset import Split
 from teleport_bench.data.partition import deal
 from teleport_bench.errors import UserError
 from teleport_bench.problems import Member, classification
-from teleport_bench.problems.classification import Replacement, Shuffle
-from teleport_bench.registry import PROBLEMS
+from teleport_bench.problems.classification import Replacement, Shuffle, normalisation
+from teleport_bench.registry import DATA, PROBLEMS
 
 CPU = torch.device("cpu")
 ERROR = 1e-9
@@ -482,3 +485,50 @@ def test_an_option_outside_its_range_is_refused_by_name(option):
     (name,) = option
     with pytest.raises(ValidationError, match=name):
         problem_of(**option)
+
+
+# A channel that is the same everywhere
+
+
+@given(
+    levels=st.lists(st.integers(0, 255), min_size=1, max_size=3),
+    scale=st.sampled_from([255.0, 16.0, 100.3]),
+    varied=st.booleans(),
+)
+def test_a_constant_channel_is_zero_and_the_others_are_as_ever(levels, scale, varied):
+    shape = (20, len(levels), 3, 3)
+    images = np.broadcast_to(np.array(levels, np.uint8)[:, None, None], shape).copy()
+    if varied:
+        images[:, -1] = np.random.default_rng(0).integers(256, size=images[:, -1].shape)
+    split = Split(images, np.arange(20) % 2)
+    data = Dataset("constant", split, split, split, n_classes=2, scale=scale)
+    factors, shifts = (torch.from_numpy(v)[:, None, None] for v in normalisation(data))
+    assert factors.dtype == shifts.dtype == torch.float32
+    seen = torch.from_numpy(images).float().mul_(factors).add_(shifts)
+    n_constant = len(levels) - varied
+    assert (seen[:, :n_constant] == 0).all()
+    # a test image that differs there is still seen, in units of the scale
+    assert torch.allclose(factors[:n_constant], torch.tensor(1 / scale))
+    if varied:
+        mean, std = (v[-1] for v in data.mean_std)
+        assert factors[-1].item() == np.float32(1 / (scale * std))
+        assert shifts[-1].item() == -mean / std
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("n_constant", [1, 2])
+def test_runs_on_constant_channels_finish(compiled, n_constant, monkeypatch):
+    if compiled and not native.available():
+        pytest.skip("no C++ compiler on this machine")
+    images = np.random.default_rng(0).integers(256, size=(40, 2, 4, 4), dtype=np.uint8)
+    images[:, :n_constant] = 77
+    split = Split(images, np.arange(40) % 2)
+    DATA.names()
+    monkeypatch.setattr(DATA, "_entries", DATA._entries.copy())
+    name = f"constant_{n_constant}"
+    DATA.register(name)(lambda: Dataset(name, split, split, split, n_classes=2))
+    problem = {"name": "classification", "model": "logistic", "data": name, "batch_size": 4}
+    spec = tb.RunSpec(algorithm="dsgd", nodes=2, problem=problem, lr=0.1, rounds=3)
+    record = tb.run(spec, "cpu", compile="on" if compiled else "off")
+    assert record.status == "finished"
+    assert record.final("train_loss") < 2

@@ -3,17 +3,21 @@
 import dataclasses
 import gzip
 import importlib.resources
+import json
 import tracemalloc
 from collections import Counter
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teleport_bench.data import Dataset, load
 from teleport_bench.data.dataset import Split, split_by_class, stratified
+from teleport_bench.errors import UserError
+from teleport_bench.registry import DATA
 
 SHA256 = {
     "digits": "ff0aa4f9348e65fdb6981ae3818e76b9cd28f4a5887f68304fc55e3fa64e7516",
@@ -231,3 +235,200 @@ def test_mean_and_std_need_no_copy_of_the_images_as_floats():
     tracemalloc.stop()
     assert mean == pytest.approx(0.5)
     assert peak < images.size / 4  # bytes: float64 would be eight times images.size
+
+
+# What a data set must be
+
+
+def some(n=6, n_classes=3, shape=(1, 2, 4), seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(256, size=(n, *shape), dtype=np.uint8), np.arange(n) % n_classes
+
+
+PARTS = ("train", "validation", "test")
+
+
+def mine(images=None, labels=None, part="train", **options):
+    """A data set of which one split has these images and labels."""
+    x, y = some()
+    splits = {name: Split(x, y) for name in PARTS}
+    splits[part] = Split(x if images is None else images, y if labels is None else labels)
+    return Dataset(**({"name": "mine", "n_classes": 3} | splits | options))
+
+
+@given(
+    kind=st.sampled_from(["i1", "u1", "i2", ">i2", "u4", ">i4", "i8", ">i8", "u8", ">u8"]),
+    layout=st.sampled_from(["C", "F", "reversed", "strided", "read-only", "mapped", "channels"]),
+    part=st.sampled_from(PARTS),
+    shape=st.sampled_from([(1, 2, 4), (3, 5, 2), (2, 1, 1)]),
+)
+def test_the_order_in_memory_and_the_integer_type_of_labels_do_not_matter(
+    kind, layout, part, shape, tmp_path_factory
+):
+    x, y = some(shape=shape)
+    images, labels = x.copy(), y.astype(kind)
+    if layout == "F":
+        images = np.asfortranarray(x)
+    elif layout == "reversed":
+        images, labels = x[::-1].copy()[::-1], labels[::-1].copy()[::-1]
+    elif layout == "strided":
+        images, labels = np.repeat(x, 2, axis=0)[::2], np.repeat(labels, 2)[::2]
+    elif layout == "channels":
+        images = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    elif layout == "mapped":
+        path = tmp_path_factory.mktemp("mapped") / "images.npy"
+        np.save(path, x)
+        images = np.load(path, mmap_mode="r")
+    elif layout == "read-only":
+        images.flags.writeable = labels.flags.writeable = False
+    rest = {name: Split(x, y) for name in PARTS}
+    data = Dataset("mine", **(rest | {part: Split(images, labels)}), n_classes=np.int32(3))
+    split = getattr(data, part)
+    assert (split.images == x).all()
+    assert split.labels.tolist() == y.tolist()
+    assert (split.images.dtype, split.labels.dtype) == (np.uint8, np.dtype("=i8"))
+    for array in (split.images, split.labels):
+        assert type(array) is np.ndarray
+        assert array.flags.c_contiguous
+        assert array.flags.writeable  # as torch wants it
+    assert data.checksum == Dataset("mine", **rest, n_classes=3).checksum
+    json.dumps(data.describe())
+
+
+def test_what_becomes_of_the_caller_s_arrays_does_not_change_a_data_set():
+    x, y = some()
+    data = mine(x, y)
+    before = data.train.images.copy(), data.train.labels.copy()
+    x[:], y[:] = 7, 7
+    assert (data.train.images == before[0]).all()
+    assert (data.train.labels == before[1]).all()
+
+
+X, Y = some()
+WRONG_IMAGES = [
+    (X.astype(np.int64), r"int64 \(6, 1, 2, 4\), expected uint8 .*give images.astype\(np.uint8\)"),
+    (X.astype(np.int8), r"images are int8 .*scale them"),
+    (X > 100, r"images are bool .*give images.astype\(np.uint8\)"),
+    (256 * X.astype(np.uint16), r"images are uint16 .*scale them to whole numbers in 0\.\.255"),
+    (X.astype(np.float32), r"images are float32 .*give images.astype\(np.uint8\)"),
+    (X / 255, r"images are float64 .*give \(255 \* images\).round\(\).astype\(np.uint8\)"),
+    (X / 255 - 0.5, r"images are float64 .*scale them"),
+    (np.full(X.shape, np.nan), r"images are float64 .*scale them"),
+    (X.astype(object), r"images are object .*scale them"),
+    (X.tolist(), r"images are a list, .*give an array, np.array\(images\)"),
+    (torch.from_numpy(X), r"images are a Tensor, .*give images.cpu\(\).numpy\(\)"),
+    (None, r"images are None, expected uint8"),
+    (np.ma.masked_array(X), r"images are a masked array of uint8 .*give images.filled\(0\)"),
+    (X[:, 0], r"images are uint8 \(6, 2, 4\), .*give images\[:, None\]"),
+    (X.reshape(6, 8), r"images are uint8 \(6, 8\), expected"),
+    (X[:, :, :, :0], r"images are uint8 \(6, 1, 2, 0\), .*that have pixels"),
+    (np.zeros((6, 28, 28, 1), np.uint8), r"give images.transpose\(0, 3, 1, 2\)"),
+    (np.zeros((6, 32, 48, 3), np.uint8), r"give images.transpose\(0, 3, 1, 2\)"),
+    (X[:5], r"got 5 images and 6 labels, expected a label for each image"),
+    (np.repeat(X, 2, axis=0), r"got 12 images and 6 labels"),
+]
+WRONG_LABELS = [
+    (Y.astype(float), r"labels are float64 \(6,\), expected whole numbers \(N,\): give np.unique"),
+    (Y > 0, r"labels are bool"),
+    (Y.astype(str), r"labels are <U21"),
+    (Y.astype(object), r"labels are object"),
+    (Y.astype("m8[s]"), r"labels are timedelta64\[s\]"),
+    (Y.tolist(), r"labels are a list, .*np.array\(labels\)"),
+    (torch.from_numpy(Y), r"labels are a Tensor, .*give labels.cpu\(\).numpy\(\)"),
+    (np.ma.masked_array(Y), r"labels are a masked array of int64"),
+    (Y[:, None], r"labels are int64 \(6, 1\), .*give labels.ravel\(\)"),
+    (np.eye(3, dtype=int)[Y], r"labels are int64 \(6, 3\), .*give labels.argmax\(1\)"),
+    (np.array(1), r"labels are int64 \(\), .*one label for each image"),
+    (Y + 1, r"labels are 1\.\.3, expected 0\.\.2 for n_classes = 3: give labels - 1"),
+    (Y - 1, r"labels are -1\.\.1, expected 0\.\.2"),
+    (Y * 2**40, r"labels are 0\.\.2199023255552, expected 0\.\.2"),
+    (Y.astype(np.uint64) << np.uint64(63), r"9223372036854775808 is too large"),
+]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [(x, None, message) for x, message in WRONG_IMAGES if x is not None]
+    + [(None, y, message) for y, message in WRONG_LABELS],
+)
+def test_images_and_labels_that_do_not_fit_are_refused_by_the_names_of_set_and_split(
+    images, labels, message
+):
+    for part in PARTS:
+        with pytest.raises(UserError, match=rf"^mine, {part}: .*{message}"):
+            mine(images, labels, part)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": 3}, r"the name 3, expected a text"),
+        ({"name": ""}, r"the name '', expected a text"),
+        ({"n_classes": 3.0}, r"mine: n_classes is 3\.0, expected a whole number"),
+        ({"n_classes": True}, r"n_classes is True"),
+        ({"n_classes": None}, r"n_classes is None"),
+        ({"n_classes": "3"}, r"n_classes is '3'"),
+        ({"n_classes": 0}, r"n_classes is 0, expected 1 to"),
+        ({"n_classes": 10**12}, r"n_classes is 1000000000000, expected 1 to 65,536"),
+        ({"n_classes": 2}, r"mine, train: labels are 0\.\.2, expected 0\.\.1 for n_classes = 2"),
+        ({"scale": 0}, r"scale is 0, expected a positive number"),
+        ({"scale": float("nan")}, r"scale is nan"),
+        ({"scale": float("inf")}, r"scale is inf"),
+        ({"scale": "255"}, r"scale is '255'"),
+        ({"origin": None}, r"origin is None, expected texts by name"),
+        ({"origin": {"year": 1998}}, r"origin is \{'year': 1998\}"),
+        ({"origin": {"sha256": "0"}}, r"origin says sha256, which a record says"),
+        ({"test": (X, Y)}, r"mine, test: got a tuple, expected a Split"),
+        ({"validation": None}, r"mine, validation: got None, expected a Split"),
+        ({"train": Split(None, Y)}, r"mine, train: images are None"),
+        ({"validation": Split(X[:0], Y[:0])}, r"mine, validation: got no images"),
+        ({"train": Split(X[:0], Y[:0])}, r"mine, train: got no images"),
+        (
+            {"test": Split(X.reshape(6, 1, 4, 2), Y)},
+            r"train have shape \(1, 2, 4\), those of test \(1, 4, 2\)",
+        ),
+    ],
+)
+def test_a_data_set_that_does_not_fit_together_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        mine(**options)
+
+
+def test_one_sample_in_each_split_is_enough():
+    split = Split(X[:1], Y[:1])
+    assert mine(train=split, validation=split, test=split).describe()["train"] == 1
+
+
+@pytest.mark.parametrize("given", [None, (X, Y), X, Split(X, Y), Dataset], ids=repr)
+def test_a_function_that_returns_no_data_set_is_named(given):
+    entries = DATA.entries()
+    DATA.names()
+    name = f"returns_{type(given).__name__.lower()}"
+
+    def made():
+        return given
+
+    try:
+        DATA.register(name)(made)
+        with pytest.raises(UserError, match=rf"'{name}' gave .*, expected a Dataset: return"):
+            load({"name": name})
+    finally:
+        DATA.restore(entries)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": Y[:5]}, r"split_by_class: got 6 images and 5 labels"),
+        ({"labels": Y.tolist()}, r"labels are a list"),
+        ({"images": torch.from_numpy(X)}, r"images are a Tensor"),
+        ({"validation": float("nan")}, r"got the shares validation = nan and test = 0\.2"),
+        ({"validation": 0.9}, r"at most 1 together"),
+        ({"test": -0.1}, r"at least 0"),
+        ({"test": "0.2"}, r"test = '0\.2', expected numbers"),
+    ],
+)
+def test_a_split_by_class_takes_labelled_images_and_shares(change, message):
+    arguments = {"images": X, "labels": Y, "validation": 0.2, "test": 0.2, "seed": 0}
+    with pytest.raises(UserError, match=message):
+        split_by_class(**(arguments | change))

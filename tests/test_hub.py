@@ -9,9 +9,12 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import tarfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,8 @@ from typing import Any
 import datasets
 import huggingface_hub
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -662,3 +667,494 @@ def test_a_split_without_rows_is_named(make: Make) -> None:
     save(columns(pictures(1), [0]).select([]), path)
     with pytest.raises(UserError, match="has no rows"):
         tiny()
+
+
+# Exactly the files of the folder
+
+
+ODD_NAMES = [
+    *("run?", "run*", "run[s]", "[!x]uns", "a::b", "zip:::x", "two words", "%72un", "~", "-x"),
+    *("{a,b}", "#1", "été", "a\\b", "$HOME", "a\nb"),
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_folder_of_any_name_is_read_and_not_its_neighbour(
+    make: Make, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("tiny", under=tmp_path / "written")  # by `datasets`, which has the same trouble
+    (tmp_path / "roots").mkdir()
+    (tmp_path / "written").rename(tmp_path / "roots" / name)
+    other = columns(pictures(30, (7, 7)), [0, 1, 2] * 10)
+    make("tiny", train=other, test=other, under=tmp_path / "roots" / "runs")
+    for neighbour in ("run", "a", "b", "x"):
+        shutil.copytree(tmp_path / "roots" / "runs", tmp_path / "roots" / neighbour)
+    monkeypatch.setenv("TELEPORT_BENCH_DATA", str(tmp_path / "roots" / name))
+    data = tiny()
+    assert (data.test.images[:, 0] == np.stack(pictures(6, seed=1))).all()
+    assert len(data.train) == 15
+    monkeypatch.chdir(tmp_path / "roots")
+    monkeypatch.setenv("TELEPORT_BENCH_DATA", f"./{name}")
+    assert tiny().checksum == data.checksum
+    (entry,) = cached_files(tmp_path)  # under the fingerprint of what was read
+    monkeypatch.setenv("TELEPORT_BENCH_DATA", str(tmp_path / "roots" / "runs"))
+    assert tiny().input_shape == (1, 7, 7)
+    assert entry in cached_files(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["d[a]ta", "da?a", "d*", "two words", "%64ata", "~", "-x", "été"])
+def test_files_and_folders_inside_may_have_any_name(make: Make, name: str) -> None:
+    folder = make()
+    expected = tiny().checksum
+    (folder / "data").rename(folder / name)
+    (folder / name / "train-00000-of-00001.parquet").rename(
+        folder / name / f"{name}-train-0.parquet"
+    )
+    assert tiny().checksum == expected
+
+
+@pytest.mark.parametrize("name", ["a::train.parquet", "a\ntrain.parquet"])
+def test_a_name_that_would_be_read_otherwise_is_refused(make: Make, name: str) -> None:
+    folder = make()
+    shutil.copy(folder / "data" / "train-00000-of-00001.parquet", folder / name)
+    with pytest.raises(UserError, match=r"a name with .* is not read as that of a file: rename"):
+        tiny()
+
+
+def test_a_folder_for_temporary_files_that_would_be_a_pattern_is_named(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp[1]").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp[1]"))
+    make()
+    with pytest.raises(UserError, match=r"has '\[', which is read as a pattern: set TMPDIR"):
+        tiny()
+
+
+CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: {}
+  - split: test
+    path: data/test-*
+---
+"""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("../other/data/train-00000-of-00001.parquet", "data/../../other/data/train-*"),
+        *("'{root}/other/data/train-*'", "[data/train-*, ../other/data/train-*]"),
+        *("https://127.0.0.1:9/train.parquet", "hf://datasets/org/other/train.parquet"),
+        *("zip://*.parquet::data.zip", "file:///etc/train.parquet"),
+    ],
+)
+@pytest.mark.parametrize("name", ["README.md", ".huggingface.yaml"])
+def test_a_card_that_names_data_elsewhere_is_refused(
+    make: Make, root: Path, path: str, name: str
+) -> None:
+    make("other")
+    text = CARD.format(path.format(root=root))
+    (make("tiny") / name).write_text(text if name == "README.md" else text.replace("---\n", ""))
+    with pytest.raises(UserError, match=r"names the data '.*'; expected files of its own folder"):
+        tiny()
+
+
+@pytest.mark.parametrize("kind", ["absolute", "relative", "address", "text"])
+def test_a_cell_that_names_a_file_is_refused(
+    root: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(pictures(1)[0]).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    path = {"relative": "a.png", "address": "https://127.0.0.1:9/a.png"}.get(kind)
+    path = path or str(tmp_path / "a.png")
+    cell = {"bytes": None, "path": path}
+    images = pa.array([path] * 4) if kind == "text" else pa.array([cell] * 4, CELL)
+    write_parquet(root / "tiny", images)
+    with pytest.raises(UserError, match=r"names the file '.*' in the place of an image"):
+        tiny(validation=1)
+
+
+def test_the_names_of_a_metadata_file_are_those_of_its_folder(root: Path) -> None:
+    for split in ("train", "test"):
+        folder = root / "tiny" / split
+        folder.mkdir(parents=True)
+        for i, image in enumerate(pictures(6)):
+            Image.fromarray(image).save(folder / f"{i}.png")
+        lines = "".join(f"{i}.png,{i % 2}\n" for i in range(6))
+        (folder / "metadata.csv").write_text("file_name,label\n" + lines)
+    assert (tiny(validation=1).test.images[:, 0] == np.stack(pictures(6))).all()
+    Image.fromarray(pictures(1)[0]).save(root / "x.png")
+    (root / "tiny" / "train" / "metadata.csv").write_text(
+        f"file_name,label\n../../x.png,0\n{lines}"
+    )
+    with pytest.raises(UserError, match=r"tiny cannot be read|in the place of an image"):
+        tiny(validation=1)
+
+
+def test_what_a_link_leads_to_is_in_the_fingerprint(
+    make: Make, tmp_path: Path, decodes: list[Path]
+) -> None:
+    folder = make()
+    first = tiny()
+    (folder / "data").rename(tmp_path / "elsewhere")
+    (folder / "data").symlink_to(tmp_path / "elsewhere")
+    assert tiny().describe() == first.describe()
+    assert len(decodes) == 1
+    table = columns(pictures(20, seed=9), [i % 3 for i in range(20)])
+    save(table, tmp_path / "elsewhere" / "train-00000-of-00001.parquet")
+    assert tiny().checksum != first.checksum
+
+
+def test_links_to_nowhere_and_in_circles_are_named(make: Make) -> None:
+    folder = make()
+    link = folder / "train-1.parquet"
+    link.symlink_to("/nowhere")
+    with pytest.raises(UserError, match=r"train-1.parquet is a link to /nowhere, which is not"):
+        tiny()
+    link.unlink()
+    link.symlink_to(folder)
+    with pytest.raises(UserError, match=rf"{link} is the same folder as {folder}: remove"):
+        tiny()
+
+
+def test_a_folder_that_changes_while_it_is_read_is_not_kept(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make()
+    decode = source._decode
+
+    def changed(*arguments: Any) -> cache.Splits:
+        splits = decode(*arguments)
+        (folder / "new.txt").touch()
+        return splits
+
+    monkeypatch.setattr(source, "_decode", changed)
+    with pytest.raises(UserError, match="was changed while it was read: run again"):
+        tiny()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_home_of_nobody_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TELEPORT_BENCH_DATA", "~nosuchuser/x")
+    with pytest.raises(UserError, match=r"'~nosuchuser/x', but there is no home of that user"):
+        tiny()
+
+
+# Anything may be in a folder
+
+
+@pytest.mark.parametrize("tag", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_images_are_turned_as_their_orientation_says(make: Make, tag: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[274] = tag
+    image = Image.fromarray(np.arange(8 * 12 * 3, dtype=np.uint8).reshape(8, 12, 3))
+    file = io.BytesIO()
+    image.save(file, kind, exif=exif)
+    cell = {"bytes": file.getvalue(), "path": None}
+    make(train=stored([cell] * 4), test=stored([cell] * 4))
+    expected = np.array(datasets.Image().decode_example(cell)).transpose(2, 0, 1)
+    data = tiny(validation=1)
+    assert data.input_shape == ((3, 12, 8) if tag > 4 else (3, 8, 12))
+    assert all((image == expected).all() for image in data.test.images)
+
+
+CELL = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def write_parquet(folder: Path, images: pa.Array | None = None, **changes: pa.Array) -> Path:
+    """Training and test files of 4 rows, by pyarrow."""
+    if images is None:
+        images = pa.array([GREY] * 4, CELL)
+    folder.mkdir(parents=True)
+    for split in ("train", "test"):
+        table = pa.table({"image": images, "label": pa.array([0, 1] * 2)} | changes)
+        pq.write_table(table, folder / f"{split}.parquet")
+    return folder
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def bomb(side: int) -> bytes:
+    """A PNG that says it is that large."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + body
+
+
+def encoded(kind: str, mode: str = "L") -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, (4, 4)).save(file, kind)
+    return file.getvalue()
+
+
+IMAGES = {
+    "lists": (pa.array([[GREY]] * 4), r"the column 'image' holds List"),
+    "numbers": (pa.array(range(4)), r"the column 'image' holds Value\('int64'\), expected images"),
+    "truth": (pa.array([True] * 4), r"the column 'image' holds Value\('bool'\)"),
+    "empty": (pa.array([{"bytes": b"", "path": None}] * 4, CELL), r"train, row 0 has no image"),
+    "null": (pa.array([None] * 4, CELL), r"train, row 0 has no image"),
+    "no type": (pa.array([None] * 4), r"row 0 has no image|cannot be read"),
+    "bytes": (pa.array([b"no image"] * 4), r"row 0: the image cannot be decoded; expected one of"),
+    "gif": (pa.array([encoded("GIF")] * 4), r"cannot be decoded; expected one of PNG, JPEG, WEBP"),
+    "bomb": (pa.array([bomb(30_000)] * 4), r"cannot be decoded .*exceeds limit"),
+    "large": (pa.array([bomb(11_000)] * 4), r"cannot be decoded|may be decoded"),
+    "no pixels": (pa.array([bomb(0)] * 4), r"row 0: the image cannot be decoded"),
+    "grey with alpha": (pa.array([encoded("PNG", "LA")] * 4), r"has mode 'LA'; expected L"),
+    "print": (pa.array([encoded("TIFF", "CMYK")] * 4), r"has mode 'CMYK'"),
+    "bits": (pa.array([encoded("PNG", "1")] * 4), r"has mode '1'"),
+    "floats": (pa.array([encoded("TIFF", "F")] * 4), r"has mode 'F'"),
+}
+
+
+@pytest.mark.parametrize(("images", "message"), IMAGES.values(), ids=IMAGES)
+def test_a_column_without_images_is_named(root: Path, images: pa.Array, message: str) -> None:
+    folder = write_parquet(root / "tiny", images)
+    with pytest.raises(UserError, match=rf"(?s)^{folder}.*{message}") as raised:
+        tiny(validation=1)
+    assert "0x" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 600
+
+
+LABELS = {
+    "truth": (pa.array([True, False] * 2), r"are bool with 0 missing"),
+    "lists": (pa.array([[0]] * 4), r"are list<element: int64>"),
+    "times": (pa.array([0, 1] * 2, pa.timestamp("s")), r"are timestamp"),
+    "null": (pa.array([None] * 4), r"are null with 4 missing"),
+    "huge": (pa.array([0, 0, 0, 2**40]), r"are 0, 1099511627776, expected 0 to 1099511627776"),
+    "1e9": (pa.array([0, 0, 1, 10**9]), r"are 0, 1, 1000000000, expected"),
+    "largest": (pa.array([0, 0, 0, 2**63 - 1]), r"are 0, 9223372036854775807, expected"),
+    "unsigned": (pa.array([0, 0, 0, 2**64 - 1], pa.uint64()), r"the label 18446744073709551615"),
+}
+
+
+@pytest.mark.parametrize(("labels", "message"), LABELS.values(), ids=LABELS)
+def test_labels_that_number_no_classes_are_named(
+    root: Path, labels: pa.Array, message: str
+) -> None:
+    write_parquet(root / "tiny", label=labels)
+    with pytest.raises(UserError, match=message):
+        tiny(validation=1)
+
+
+ALIASES = "a0: &a0 [1, 1]\n" + "".join(
+    f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 50)
+)
+MERGES = "a0: &a0 {k: 1}\n" + "".join(
+    f"a{i}: &a{i}\n  <<: [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 50)
+)
+CARDS = {
+    "unfinished": "configs: [\n",
+    "exponential": ALIASES,
+    "exponential merges": MERGES,
+    "its own part": "configs: &a [*a]\n",
+    "deep": "configs: " + "[" * 300 + "]" * 300 + "\n",
+    "long": f"a: {'x' * 2**20}\n",
+    "a long number": f"a: {'9' * 5000}\n",
+    "code": "a: !!python/object/apply:os.getcwd []\n",
+    "configs": "configs: 5\n",
+    "features": "dataset_info:\n  features: 5\n",
+    "other features": "dataset_info:\n  features:\n  - name: image\n    dtype: string\n"
+    "  - name: label\n    dtype: string\n",
+    "duplicate splits": CARD.format("data/train-*").replace("split: test", "split: train")[4:-4],
+}
+
+
+@pytest.mark.parametrize("text", CARDS.values(), ids=CARDS)
+def test_a_hostile_card_is_a_sentence(make: Make, text: str) -> None:
+    folder = make()
+    (folder / "README.md").write_text(f"---\n{text}---\n# A set\n")
+    began = time.process_time()
+    with pytest.raises(UserError, match=rf"^{folder}[ /:]") as raised:
+        tiny()
+    assert time.process_time() - began < 20
+    assert "\n" not in str(raised.value)
+
+
+def test_a_card_that_is_no_text_and_infos_that_are_no_json_are_sentences(make: Make) -> None:
+    folder = make()
+    (folder / "dataset_infos.json").write_text("[" * 50_000)
+    with pytest.raises(UserError, match=rf"{folder} cannot be read as a data set: RecursionError"):
+        tiny()
+    (folder / "README.md").write_bytes(b"---\n\xff\n---\n")
+    with pytest.raises(UserError, match=r"README.md: the card is no YAML .*can't decode"):
+        tiny()
+
+
+def test_a_configuration_that_is_missing_or_unknown_is_met_with_the_option(make: Make) -> None:
+    entry = "- config_name: {0}\n  data_files:\n  - split: train\n    path: data/train-*\n"
+    text = "".join(entry.format(name) for name in ("one", "two"))
+    (make() / "README.md").write_text(f"---\nconfigs:\n{text}---\n")
+    known = r"\['one', 'two'\] is meant with the option 'subset'"
+    with pytest.raises(UserError, match=rf"the set has several configurations; .*{known}"):
+        tiny()
+    with pytest.raises(UserError, match=rf"no configuration 'three'; .*{known}"):
+        tiny(subset="three")
+
+
+def test_other_kinds_of_files_and_scripts_are_neither_read_nor_executed(root: Path) -> None:
+    kinds = {
+        "csv": ("image,label\n/etc/hostname,0\n", "names the file '/etc/hostname' in the place"),
+        "json": ('[{"image": [1], "label": 0}]', "the column 'image' holds List"),
+        "txt": ("nothing", "has no column 'image'"),
+        "h5": ("nothing", "holds files of the kind 'hdf5'; expected images in one of parquet"),
+    }
+    for end, (text, message) in kinds.items():
+        (root / end).mkdir()
+        for split in ("train", "test"):
+            (root / end / f"{split}.{end}").write_text(text)
+        with pytest.raises(UserError, match=rf"{end}.* {message}"):
+            tiny(source=end)
+    (root / "tiny").mkdir()
+    (root / "tiny" / "tiny.py").write_text("raise SystemExit(3)")
+    with pytest.raises(UserError, match=r"is read by its script tiny.py, which is not executed"):
+        tiny()
+
+
+def test_folders_of_images_without_classes_are_named(root: Path) -> None:
+    for split, image in itertools.product(("train", "test"), enumerate(pictures(4))):
+        (root / "tiny" / split).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[1]).save(root / "tiny" / split / f"{image[0]}.png")
+    with pytest.raises(UserError, match=r"the column 'label'; expected one folder for each class"):
+        tiny()
+
+
+def test_shards_of_tar_are_read(root: Path) -> None:
+    (root / "tiny").mkdir()
+    for split in ("train", "test"):
+        with tarfile.open(root / "tiny" / f"{split}-0.tar", "w") as file:
+            for i, (end, data) in itertools.product(range(6), (("png", None), ("cls", "1"))):
+                held = GREY["bytes"] if data is None else str(i % 2).encode()
+                entry = tarfile.TarInfo(f"{i}.{end}")
+                entry.size = len(held)
+                file.addfile(entry, io.BytesIO(held))
+    assert tiny(image="png", label="cls", validation=1).test.labels.tolist() == [0, 1] * 3
+    (root / "tiny" / "train-0.tar").write_bytes(b"x" * 2000)
+    with pytest.raises(UserError, match="tiny cannot be read as a data set"):
+        tiny(image="png", label="cls")
+
+
+@pytest.mark.parametrize("harm", ["nothing", "half", "middle", "pointer"])
+def test_a_damaged_file_is_a_sentence(root: Path, harm: str) -> None:
+    folder = write_parquet(root / "tiny")
+    path = folder / "train.parquet"
+    held = path.read_bytes()
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    middle = held[:8] + bytes(i ^ 0x5A for i in held[8:120]) + held[120:]
+    path.write_bytes({"nothing": b"", "half": held[:200], "middle": middle}.get(harm, pointer))
+    with pytest.raises(UserError, match=rf"{folder} cannot be read as a data set: [^\n]*$"):
+        tiny(validation=1)
+
+
+@pytest.mark.parametrize("name", ["a-train.parquet", "train-1.parquet"])
+def test_a_shard_without_rows_does_no_harm(root: Path, name: str) -> None:
+    folder = write_parquet(root / "tiny")
+    expected = tiny(validation=1).checksum
+    pq.write_table(pq.read_table(folder / "train.parquet").slice(0, 0), folder / name)
+    assert tiny(validation=1).checksum == expected
+
+
+def test_no_more_is_decoded_than_fits(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    make()
+    monkeypatch.setattr(source, "_most", lambda: 20 * 4 * 5)
+    tiny()
+    make("other", train=columns(pictures(21), [i % 3 for i in range(21)]))
+    with pytest.raises(UserError, match=r"train, row 20: with this image of 5x4 pixels the split"):
+        tiny(source="other")
+
+
+def test_no_memory_is_a_sentence(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise MemoryError
+
+    folder = make()
+    monkeypatch.setattr(source, "_labels", none)
+    with pytest.raises(UserError, match=rf"{folder} cannot be read as a data set: MemoryError"):
+        tiny()
+
+
+def test_the_command_line_shows_one_line_for_a_bad_folder(
+    root: Path, run: Callable[..., Any], write: Callable[..., Path], texts: dict[str, str]
+) -> None:
+    write_parquet(root / "tiny", pa.array([encoded("GIF")] * 4))
+    choice = '{ name = "hub", source = "org/tiny", validation = 1 }'
+    done = run(write(texts["digits"].replace('"digits"', choice)))
+    assert done.code == 2
+    assert done.err.count("\n") == 1
+    assert "tiny, train, row 0: the image cannot be decoded" in done.err
+
+
+# A cache of one's own
+
+
+def test_a_cache_is_writable_for_nobody_else(make: Make, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        make()
+        tiny()
+    finally:
+        os.umask(before)
+    (path,) = cached_files(tmp_path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    for folder in (path.parent, path.parent.parent, tmp_path / "cache"):
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("rights", [0o620, 0o602])
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_others_can_write_is_not_read(
+    make: Make, tmp_path: Path, decodes: list[Path], rights: int, what: str
+) -> None:
+    make()
+    expected = tiny().checksum
+    (path,) = cached_files(tmp_path)
+    (path if what == "file" else path.parent).chmod(rights | 0o100)
+    assert tiny().checksum == expected
+    assert len(decodes) == 2
+    assert not (path.stat().st_mode | path.parent.stat().st_mode) & 0o022  # written anew
+    tiny()
+    assert len(decodes) == 2
+
+
+def test_a_cache_of_another_user_is_neither_read_nor_written(
+    make: Make, tmp_path: Path, decodes: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make()
+    expected = tiny().checksum
+    (path,) = cached_files(tmp_path)
+    held = path.stat()
+    monkeypatch.setattr(os, "geteuid", lambda: held.st_uid + 1)
+    assert tiny().checksum == expected
+    assert len(decodes) == 2
+    assert path.stat().st_mtime_ns == held.st_mtime_ns
+    assert cached_files(tmp_path) == [path]
+
+
+def test_a_cache_at_a_relative_place_is_at_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for value in ("relative", "./x", ""):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert cache.folder() == tmp_path / "home" / ".cache" / "teleport-bench" / "data"
+
+
+def test_without_a_home_it_works_from_the_source(
+    make: Make, decodes: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    make()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert tiny().checksum == tiny().checksum
+    assert len(decodes) == 2

@@ -319,3 +319,42 @@ def test_too_many_nodes_are_pointed_to_overlapping_shards() -> None:
     with pytest.raises(UserError, match="overlapping"):
         check_split({"name": "iid"}, 10, 11)
     assert check_split({"name": "overlapping", "samples": 4}, 10, 11) == 4
+
+
+@pytest.mark.parametrize("samples", [10**9, 10**30])
+def test_more_samples_than_can_be_kept_are_refused_at_once(samples):
+    with pytest.raises(UserError, match=rf"13 nodes of {samples} samples each are more than"):
+        check_split(PARTITIONS.resolve({"name": "overlapping", "samples": samples}), 200, 13)
+
+
+@pytest.mark.parametrize("alpha", [5e-324, 1e-300, 1e300, 1.7e308])
+@pytest.mark.parametrize("name", [*DIRICHLET, "overlapping"])
+def test_any_positive_alpha_deals_out_samples_that_are_there(name, alpha):
+    labels = np.r_[np.arange(80) % 4, np.full(20, 6)]
+    shards = deal(PARTITIONS.resolve({"name": name, "alpha": alpha}), labels, 13, 0)
+    assert 0 <= shards.min() <= shards.max() < 100
+    assert name == "overlapping" or len(np.unique(shards)) == shards.size
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda _: None, r"gave None, expected sample ids"),
+        (lambda ids: ids.tolist(), r"gave \[\["),
+        (lambda ids: ids.astype(float), r"gave float64 \(2, 5\)"),
+        (lambda ids: ids[:, :3], r"gave int64 \(2, 3\), expected .* of shape \(2, 5\)"),
+        (lambda ids: ids.T, r"gave int64 \(5, 2\)"),
+        (lambda ids: ids + 1, r"gave the sample ids 1\.\.10, expected 0\.\.9"),
+        (lambda ids: ids - 1, r"gave the sample ids -1\.\.8"),
+    ],
+)
+def test_a_partition_of_one_s_own_that_gives_anything_else_is_named(change, message, monkeypatch):
+    PARTITIONS.names()
+    monkeypatch.setattr(PARTITIONS, "_entries", PARTITIONS._entries.copy())
+
+    def own(_labels, n_nodes, shard_size, _rng):
+        return change(np.arange(n_nodes * shard_size).reshape(n_nodes, shard_size))
+
+    PARTITIONS.register("own")(own)
+    with pytest.raises(UserError, match=rf"the partition 'own' {message}"):
+        deal({"name": "own"}, np.arange(10) % 2, 2, 0)

@@ -101,8 +101,8 @@ def _cut(
         used = used[stratified(labels[used], limit, rng)]
     return Dataset(
         name,
-        Split(train.images[used], labels[used]),
-        Split(train.images[held], labels[held]),
+        Split.of_own(train.images[used], labels[used]),
+        Split.of_own(train.images[held], labels[held]),
         test,
         n_classes,
         origin=origin,
@@ -129,7 +129,7 @@ def _check(
         )
     found = np.unique(train.labels)
     n_classes = 10 if expected else int(found[-1]) + 1
-    if found.tolist() != list(range(n_classes)):
+    if not np.array_equal(found, np.arange(len(found))) or len(found) != n_classes:
         raise UserError(
             f"{source.id}: the labels of '{source.train}' are {_some(found)}, expected 0 to "
             f"{max(n_classes - 1, 0)} and none missing: number the classes anew, or choose another "

@@ -20,24 +20,32 @@ from teleport_bench.seeds import generator
 
 Shards = NDArray[np.integer]
 
+MOST = 2**31
+"""Limit on the sample ids of all shards, 8 GB of int32."""
+
 
 def deal(choice: Choice, labels: Labels, n_nodes: int, seed: int) -> Shards:
     """(n_nodes, shard_size) sample ids.
 
     Depends on the seed, the partition, the number of nodes and the labels, on nothing else.
-    Raises UserError where the nodes outnumber the samples.
+    Raises UserError where the nodes outnumber the samples, and where a partition of a user's own
+    returns anything else.
     """
     shard_size = check_split(choice, len(labels), n_nodes)
     rng = generator(seed, "partition", nodes=n_nodes)
     shards: Shards = PARTITIONS.build(choice, labels, n_nodes, shard_size, rng)
-    shape, array = (n_nodes, shard_size), isinstance(shards, np.ndarray)
-    sound = array and shards.dtype.kind in "iu" and shards.shape == shape
-    if not sound or not 0 <= shards.min() <= shards.max() < len(labels):
-        got = f"{shards.dtype} of shape {shards.shape}" if array else type(shards).__name__
-        span = f", {shards.min()} .. {shards.max()}" if sound else ""
+    is_array = isinstance(shards, np.ndarray) and shards.dtype.kind in "iu"
+    if not is_array or shards.shape != (n_nodes, shard_size):
+        got = f"{shards.dtype} {shards.shape}" if isinstance(shards, np.ndarray) else repr(shards)
         raise UserError(
-            f"partition '{choice['name']}' must give sample ids 0 .. {len(labels) - 1}, whole "
-            f"numbers in an array of shape {shape}, got {got}{span}"
+            f"the partition '{choice['name']}' gave {got:.100}, expected sample ids as an array of "
+            f"whole numbers of shape ({n_nodes}, {shard_size}), (n_nodes, shard_size)"
+        )
+    low, high = int(shards.min()), int(shards.max())
+    if low < 0 or high >= len(labels):
+        raise UserError(
+            f"the partition '{choice['name']}' gave the sample ids {low}..{high}, expected "
+            f"0..{len(labels) - 1}"
         )
     return shards
 
@@ -45,6 +53,11 @@ def deal(choice: Choice, labels: Labels, n_nodes: int, seed: int) -> Shards:
 def check_split(choice: Choice, n_samples: int, n_nodes: int) -> int:
     """The shard size, at least 1, or a UserError: `samples`, or N // n_nodes."""
     if "samples" in choice:
+        if choice["samples"] * n_nodes > MOST:
+            raise UserError(
+                f"{n_nodes} nodes of {choice['samples']} samples each are more than the {MOST:,} "
+                "sample ids that are kept: take fewer nodes or samples"
+            )
         return int(choice["samples"])
     if n_nodes > n_samples:
         raise UserError(

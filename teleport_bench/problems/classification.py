@@ -160,9 +160,9 @@ class FleetClassification(FleetProblem):
             "validation": _to(dataset.validation, device),
             "test": _to(dataset.test, device),
         }
-        mean, std = dataset.mean_std
-        self.scale = torch.from_numpy(1 / (dataset.scale * std))[:, None, None].float().to(device)
-        self.shift = torch.from_numpy(-mean / std)[:, None, None].float().to(device)
+        scale, shift = normalisation(dataset)
+        self.scale = torch.from_numpy(scale)[:, None, None].to(device)
+        self.shift = torch.from_numpy(shift)[:, None, None].to(device)
         shards = {world: problem.shards(*world) for world in worlds_of(members)}
         self._native: NativeNetwork | None = None
         self.in_order = problem.batches == "shuffle"
@@ -254,6 +254,21 @@ class FleetClassification(FleetProblem):
                 loss[part] += losses.sum(1, dtype=torch.float64)
                 right[part] += (logits.argmax(2) == truth).sum(1)
         return loss / len(labels), right / len(labels)
+
+
+def normalisation(dataset: Dataset) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(scale, shift) of each channel, so that a model sees scale * image + shift.
+
+    A channel that is the same everywhere is divided by 1, and so is zero.
+    """
+    mean, std = (values.copy() for values in dataset.mean_std)
+    constant = std == 0
+    std[constant] = 1
+    scale = (1 / (dataset.scale * std)).astype(np.float32)
+    shift = -mean / std
+    level = np.rint(mean * dataset.scale)  # the very pixel: `mean` is rounded
+    shift[constant] = -level[constant] * scale[constant]
+    return scale, shift
 
 
 def _to(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
