@@ -51,6 +51,10 @@ class Library:
         """Whether `load` has nothing to compile. One of FAILURES where there is no compiler."""
         return _whole(self._name()) is not None
 
+    def identity(self) -> str:
+        """A hash of what it is made from and by: sources, flags, compiler and processor."""
+        return self._name()
+
     def begin(self) -> None:
         """Compile beside what follows, where it is not there; `load` waits, and says what fails.
 

@@ -8,7 +8,7 @@ cost more than the arithmetic of a small network.
 
 from teleport_bench.native.calls import Call, Rows, Table
 from teleport_bench.native.combine import combine
-from teleport_bench.native.library import available, compiled, cores, pool_alone, prepare
+from teleport_bench.native.library import available, compiled, cores, identity, pool_alone, prepare
 from teleport_bench.native.network import NativeNetwork
 from teleport_bench.native.quadratic import NativeQuadratic
 from teleport_bench.native.tape import Buffers, Recorded, Tape, Watch
@@ -27,6 +27,7 @@ __all__ = [
     "combine",
     "compiled",
     "cores",
+    "identity",
     "pool_alone",
     "prepare",
 ]
