@@ -71,6 +71,7 @@ class Checkpoint:
             kept = fields(kept, ("made_by", "seconds", "state"), "it")
             same = type(kept["made_by"]) is str and kept["made_by"] == self._made_by
             expect(same, "it was made by other code, data or software, or on another machine")
+            expect(type(kept["state"]) is dict, "it has no state")
             self.spent = seconds(kept["seconds"], "its time")
         except Exception as error:  # torch has many for what it cannot read
             self.refuse(error)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, NonNegativeInt, model_validator, with_config
+from pydantic import ConfigDict, Field, model_validator, with_config
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from teleport_bench.metrics import AXES
@@ -17,6 +17,8 @@ SCHEMA: Literal[1] = 1
 
 LARGEST = 2.0**100
 """On an axis: of rounds, gradients or bytes."""
+
+Round = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 Status = Literal["finished", "diverged", "failed"]
 
@@ -83,8 +85,8 @@ class Record(StrictModel):
     spec: dict[str, Any]
     problem: Posed = {}
     curves: dict[str, list[float]] = {}
-    diverged_at: NonNegativeInt | None = None
-    reached_at: NonNegativeInt | None = None
+    diverged_at: Round | None = None
+    reached_at: Round | None = None
     """The round in which the run reached its target (`spec.stop`); None where it did not, or has
     none. A run that reached it ended soon after, and its curves with it."""
     error: str | None = None
