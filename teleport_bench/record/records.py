@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, ItemsView, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,6 +97,21 @@ class Records(MutableMapping[str, Record]):
 
     def __len__(self) -> int:
         return len(self._packed)
+
+    def __reversed__(self) -> Iterator[str]:
+        return reversed(list(self._packed))
+
+    def items(self) -> _Items:
+        return _Items(self)
+
+
+class _Items(ItemsView[str, Record]):
+    """Items in either order, as those of a dict."""
+
+    _mapping: Records
+
+    def __reversed__(self) -> Iterator[tuple[str, Record]]:
+        return ((key, self._mapping[key]) for key in reversed(self._mapping))
 
 
 class Chosen(Collection[Record]):
