@@ -381,6 +381,9 @@ def _finish(folder: Path, name: str, shown: Collection[str] | None = None) -> in
     from teleport_bench.report.build import build, open_report, write
 
     suite, records = open_report(folder)
+    for lost in (False, True):
+        for text in records.faults.say(lost=lost):
+            print(f"teleport-bench: {text}", file=sys.stderr)
     tables, files = build(suite, records)
     write(folder, files)
     print(f"\n{suite.spec.title}")
@@ -415,7 +418,8 @@ def _check(folder: Path) -> int:
 
     suite, records = open_report(folder)
     _, files = build(suite, records)
-    wrong = check(folder, files)
+    wrong = [f"{name}: {fault.why}" for name, fault in records.faults.items()]
+    wrong += check(folder, files)
     for difference in wrong:
         print(difference)
     if not wrong:

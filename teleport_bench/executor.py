@@ -8,19 +8,22 @@ import os
 import re
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from teleport_bench import memory, native, plugins, trace
 from teleport_bench.ambient import plain
 from teleport_bench.checkpoint import Checkpoint
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.fleet import Fleet, Tick, fleet_bytes, group, split
+from teleport_bench.locator import Locator
 from teleport_bench.progress import Meter
-from teleport_bench.record.provenance import code, environment
+from teleport_bench.record.provenance import code, environment, loaded
+from teleport_bench.record.records import Records
 from teleport_bench.record.schema import Made, Record
 from teleport_bench.record.store import SUITE_FILE, Store, write_atomically, writing
 from teleport_bench.spec import RunSpec, canonical
@@ -102,26 +105,45 @@ def run(spec: RunSpec, device: str | torch.device = "auto", compile: str = "auto
 
 @plain()
 def run_fleet(
-    specs: Sequence[RunSpec],
+    specs: Iterable[RunSpec],
     device: str | torch.device = "auto",
     on_tick: Callable[[Tick], None] = lambda _: None,
     compile: str = "auto",  # noqa: A002
 ) -> list[Record]:
     """Runs that fit together advance in lockstep; the records come in the order of the specs.
 
-    compile: as in `pick_engine`. Raises UserError, before anything runs, for an unknown device or a
-    problem that cannot be posed.
+    specs: any iterable, of which equal specs are one run. compile: as in `pick_engine`. Raises
+    UserError, before anything runs, for an unknown device, settings that are not valid or a problem
+    that cannot be posed.
     A run that fails or diverges is a record that says so.
     """
-    if isinstance(specs, RunSpec) or not all(isinstance(spec, RunSpec) for spec in specs):
-        raise UserError(f"expected a list of RunSpecs, as in run_fleet([spec]), got {specs!r:.200}")
-    for spec in specs:
+    given = _listed(specs)
+    distinct = list({spec.id: spec for spec in given}.values())
+    for spec in distinct:
         spec.check()
     on = pick_device(device)
-    compiled = pick_engine(compile, specs, on)
-    parts = group(specs, fleet_bytes(on))
+    compiled = pick_engine(compile, distinct, on)
+    parts = group(distinct, fleet_bytes(on))
     records = {r.id: r for part in parts for r in run_group(part, on, on_tick, compiled)}
-    return [records[spec.id] for spec in specs]
+    return [records[spec.id] for spec in given]
+
+
+def _listed(specs: object) -> list[RunSpec]:
+    """The specs, taken once from whatever holds them, each validated: `model_copy` and
+    `model_construct` do not."""
+    expected = "expected a list of RunSpecs, as in run_fleet([spec]), got"
+    # a RunSpec can be iterated over, too, and a dict gives its keys
+    if isinstance(specs, RunSpec | Mapping | str) or not isinstance(specs, Iterable):
+        raise UserError(f"{expected} {specs!r:.200}")
+    found = []
+    for i, spec in enumerate(specs):
+        if not isinstance(spec, RunSpec):
+            raise UserError(f"{expected} {type(spec).__name__} {spec!r:.200} at place {i}")
+        try:
+            found.append(spec.validated())
+        except ValidationError as error:
+            raise UserError(Locator(f"run {i}", "").explain(error, lambda loc: [loc])) from None
+    return found
 
 
 @plain()
@@ -131,9 +153,11 @@ def run_group(
     on_tick: Callable[[Tick], None],
     compiled: bool,
     checkpoints: Path | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> list[Record]:
     """The records of runs that advance in lockstep (see `fleet.group`), by halves where they do not
-    fit into memory together. checkpoints: the folder of theirs."""
+    fit into memory together. checkpoints: the folder of theirs. note: is told why one that is there
+    is not gone on from."""
     began, updates = time.perf_counter(), 0
     fleet, outcomes, error, checkpoint, short = None, None, None, None, False
 
@@ -146,9 +170,7 @@ def run_group(
         memory.check(specs, device, compiled=compiled)
         fleet = Fleet(specs, device, compiled=compiled)
         if checkpoints:
-            components = [plugins.used(spec.model_dump(mode="json")) for spec in specs]
-            made_by = [code(), components, environment(device), fleet.engine]
-            checkpoint = Checkpoint(checkpoints, specs, made_by)
+            checkpoint = Checkpoint(checkpoints, specs, _made_by(fleet, device), note)
         outcomes = fleet.advance(count, checkpoint)
     except Exception as exception:  # whatever it is, it ends as a record that says so
         where = traceback.extract_tb(exception.__traceback__)[-1]
@@ -166,7 +188,7 @@ def run_group(
         return [
             record
             for half in (specs[:middle], specs[middle:])
-            for record in run_group(half, device, on_tick, compiled, checkpoints)
+            for record in run_group(half, device, on_tick, compiled, checkpoints, note)
         ]
     seconds = time.perf_counter() - began
     if tracing := trace.current():
@@ -204,6 +226,20 @@ def run_group(
     return records
 
 
+def _made_by(fleet: Fleet, device: torch.device) -> dict[str, Any]:
+    """All that the floats of a fleet depend on besides the settings of its runs, as JSON has it."""
+    problem, spec = fleet.spec.build_problem(), fleet.spec
+    return {
+        "code": code(),
+        "loaded": loaded(),
+        "plugins": [plugins.used(each.model_dump(mode="json")) for each in fleet.specs],
+        "environment": environment(device),
+        "engine": fleet.engine,
+        "libraries": native.identity() if fleet.compiled else None,
+        "data": problem.describe(spec.seed, spec.nodes).get("data"),
+    }
+
+
 @plain()
 def run_suite(
     suite: Suite,
@@ -215,7 +251,7 @@ def run_suite(
     *,
     tuning_only: bool = False,
     exhaustive: bool = False,
-) -> dict[str, Record]:
+) -> Records:
     """All runs of a suite that have no record yet (all of them with rerun), tuning runs first.
 
     Every fleet's records are on disk before the next fleet starts. A failed run is tried again; a
@@ -229,26 +265,33 @@ def run_suite(
             raise UserError(
                 f"{suite.name}, {posed.label}, nodes {posed.spec.nodes}: {error}"
             ) from None
+    code()  # of the files as they are now: runs may take hours, in which somebody edits them
     compiled = pick_engine(compile, [run.spec for run in suite.all_runs()], device)
     store.prepare()
     if rerun:
         store.clear_checkpoints()
     with writing(store.folder):
         write_atomically(store.folder / SUITE_FILE, to_json(suite).encode())
-    records: dict[str, Record] = {}
+    records = Records(store.faults)
+    failed: set[str] = set()
     most = fleet_bytes(device)
+
+    def keep(record: Record) -> None:
+        records[record.id] = record
+        (failed.add if record.status == "failed" else failed.discard)(record.id)
 
     def pending(runs: Sequence[PlannedRun]) -> list[RunSpec]:
         for run in runs:
             if run.spec.id not in records and not rerun and (record := store.load(run.spec)):
-                records[run.spec.id] = record
+                keep(record)
         # a k that was searched for may be another method's own: one run for both
         distinct = {run.spec.id: run.spec for run in runs}
-        return [
-            spec
-            for key, spec in distinct.items()
-            if key not in records or records[key].status == "failed"
-        ]
+        left = [spec for key, spec in distinct.items() if key not in records or key in failed]
+        for spec in left:
+            store.refuse_folder(spec)
+        for text in store.faults.say(lost=True):
+            meter.note(f"{text}; its runs are made again")
+        return left
 
     def execute(specs: list[RunSpec]) -> None:
         parts = [[spec] for spec in specs] if suite.spec.alone else group(specs, most)
@@ -256,13 +299,14 @@ def run_suite(
             meter.note(split(parts, most))
         for part in parts:
             meter.fleet(part)
-            made = run_group(part, device, meter.tick, compiled, store.checkpoints)
+            made = run_group(part, device, meter.tick, compiled, store.checkpoints, meter.note)
             store.save(*made)
             Checkpoint(store.checkpoints, part).remove()
-            records.update((record.id, record) for record in made)
+            for record in made:
+                keep(record)
 
     def pack(trials: Sequence[PlannedRun]) -> None:
-        done = {r.spec.id: r.spec for r in trials if records[r.spec.id].status != "failed"}
+        done = {r.spec.id: r.spec for r in trials if r.spec.id not in failed}
         if len(done) >= PACKED:
             store.pack(list(done.values()))
 

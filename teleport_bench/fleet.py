@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +26,13 @@ from teleport_bench import native, trace
 from teleport_bench.activation import BLOCK, block_bytes, draw_holders, drawn_ahead
 from teleport_bench.algorithms import Rate, State
 from teleport_bench.ambient import plain
+from teleport_bench.checkpoint import Checkpoint, outline
 from teleport_bench.conditions import absence
 from teleport_bench.curves import Curves, Outcome, Target
 from teleport_bench.errors import UserError
 from teleport_bench.graphs import Graphs
+from teleport_bench.kept import array, expect, fields, seconds, whole
+from teleport_bench.kept import tensor as dense
 from teleport_bench.metrics import AXES
 from teleport_bench.native.calls import PHASES
 from teleport_bench.network import sent
@@ -37,9 +40,6 @@ from teleport_bench.problems.base import FleetProblem, check_metrics, worlds_of
 from teleport_bench.schedules import constant_factor
 from teleport_bench.spec import RunSpec, canonical
 from teleport_kernels import checks, cpu
-
-if TYPE_CHECKING:
-    from teleport_bench.checkpoint import Checkpoint
 
 FLEET_BYTES = 4 * 2**20
 """Parameters advanced together, so that a fleet's tensors stay in cache: measured on two cores with
@@ -228,18 +228,14 @@ class Fleet:
     def _advance(
         self, on_tick: Callable[[Tick], None], checkpoint: Checkpoint | None
     ) -> list[Outcome]:
-        recorder = _Recorder(self)
         due, looks = set(self.spec.evaluations()), set(self.spec.looks())
         begin, before = 0, list[NDArray[np.int64]]()
-        if checkpoint and (kept := checkpoint.load()):
-            begin, before = kept["round"], kept["before"]
-            state = {name: x.to(self.device) for name, x in kept["state"].items()}
-            place = Place(*(x if x is None else x.to(self.device) for x in kept["place"]))
-            state = self.sound(state, place, "the checkpoint")
-            recorder.restore(kept["recorder"])
-            self.phases |= kept["phases"]
+        if checkpoint and (restored := self._restored(checkpoint)):
+            begin, state, place, recorder = restored
+            before = [h[-1] for h in self.choices.holders(begin // BLOCK - 1)]
             on_tick(Tick(begin * self.n_rows, begin))
         else:
+            recorder = _Recorder(self)
             state, nodes = self._start()
             place = Place(nodes)
             recorder.look(0, state["x"])
@@ -250,7 +246,6 @@ class Fleet:
                     checkpoint.save(
                         {
                             "round": start,
-                            "before": before,
                             "state": state,
                             "place": [place.nodes, place.address],
                             "recorder": recorder.keep(),
@@ -279,6 +274,61 @@ class Fleet:
                         on_tick(Tick(left, self.spec.rounds))
                         return recorder.outcomes()
         return recorder.outcomes()
+
+    def _restored(self, checkpoint: Checkpoint) -> tuple[int, State, Place, _Recorder] | None:
+        """The round, and all that the rounds from there on need, as a checkpoint has it; None where
+        it has nothing that these runs can have kept, which it is then told."""
+        if (kept := checkpoint.load()) is None:
+            return None
+        try:
+            return self._checked(kept)
+        except Exception as error:  # anything may have written it, and runs can start over
+            self.phases = dict.fromkeys(PHASES, 0.0)
+            checkpoint.refuse(error)
+            return None
+
+    def _checked(self, kept: Any) -> tuple[int, State, Place, _Recorder]:
+        parts = ("round", "state", "place", "recorder", "phases")
+        kept, n_params = fields(kept, parts, "its state"), self.spec.build_problem().n_params
+        begin = whole(kept["round"], BLOCK, self.spec.rounds - 1, "its round")
+        expect(begin % BLOCK == 0, "its round is not the first of a block")
+        spent = fields(kept["phases"], PHASES, "its phases")
+        recorder = _Recorder(self)
+        recorder.restore(kept["recorder"], begin)
+
+        stored = sum(s.nodes for s in self.specs) if self.spec.storage == "nodes" else None
+        shapes = outline(self.spec, self.n_rows, stored, begin)
+        found = fields(kept["state"], shapes, "its state")
+        state = {name: dense(found[name], *shapes[name], name) for name in shapes}
+        expect(type(kept["place"]) is list and len(kept["place"]) == 2, "its place is no pair")
+        nodes, address = kept["place"]
+        if stored is None:
+            expect(nodes is None and address is None, "its runs store nothing at nodes")
+        else:
+            nodes = dense(nodes, torch.float32, (stored, n_params), "the nodes' models")
+            address = dense(address, torch.int64, (self.n_rows,), "where models are stored")
+            expect(
+                torch.equal(address, self._addresses_after(begin)),
+                "its models are stored elsewhere",
+            )
+        live = torch.from_numpy(~recorder.over)
+        of_node = live.repeat_interleave(torch.tensor([s.nodes for s in self.specs]))
+        for name, x in [*state.items(), *([("nodes", nodes)] if stored else [])]:
+            rows = of_node if x.shape[:1] == (stored,) else live[self.run.cpu()]
+            if x.is_floating_point() and x.shape[:1] == rows.shape:
+                expect(bool(x[rows].isfinite().all()), f"{name} is not finite")
+        state = {name: x.to(self.device) for name, x in state.items()}
+        place = Place(*(x if x is None else x.to(self.device) for x in (nodes, address)))
+        recorder.compare(begin, place.stored(state["x"], self))
+        self.phases = {name: seconds(spent[name], name) for name in PHASES}
+        return begin, state, place, recorder
+
+    def _addresses_after(self, t: int) -> Tensor:
+        """(rows,): where each token was stored in round t - 1, the last of a block."""
+        holders = self.choices.holders(t // BLOCK - 1)
+        node = [h[-1] + offset for h, offset in zip(holders, self.node_offset, strict=True)]
+        rows = torch.from_numpy(np.concatenate(node))[self.member_row.cpu()]
+        return rows - self.node_shift.cpu() + self.storage_offset.cpu()
 
     def _start(self) -> tuple[State, Tensor | None]:
         starts = {seed: self._initial(seed) for seed in {s.seed for s in self.specs}}
@@ -578,12 +628,16 @@ class Choices:
             self._queue.append(self._pool.submit(lambda b: list(map(self._draw, b)), blocks))
             self._next = blocks.stop
 
-    def _draw(self, block: int) -> _Drawn:
-        fleet, activation = self._fleet, self._fleet.algorithm.activation
-        holders = [
+    def holders(self, block: int) -> list[NDArray[np.int64]]:
+        """(BLOCK, k) by member: who is active in the rounds of a block."""
+        activation = self._fleet.algorithm.activation
+        return [
             draw_holders(activation, m.seed, m.nodes, m.active, block, m.share, away)
-            for m, away in zip(fleet.members, self._absence, strict=True)
+            for m, away in zip(self._fleet.members, self._absence, strict=True)
         ]
+
+    def _draw(self, block: int) -> _Drawn:
+        fleet, holders = self._fleet, self.holders(block)
         node = [h + offset for h, offset in zip(holders, fleet.node_offset, strict=True)]
         steps = fleet.algorithm.local_steps
         data: list[NDArray[Any]] = [
@@ -871,8 +925,8 @@ class _Recorder:
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
         specs = fleet.specs
-        problem = fleet.spec.build_problem()
-        self.metrics = check_metrics(problem)
+        self.problem = fleet.spec.build_problem()
+        self.metrics = check_metrics(self.problem)
         objective, self.headline = self.metrics[:2]
         self.curves = Curves(len(specs), objective)
         stop = fleet.spec.stop
@@ -936,20 +990,31 @@ class _Recorder:
         self, t: int, x: Tensor, on_tick: Callable[[Tick], None], all_runs: bool = True
     ) -> None:
         """Take all metrics after t rounds, of the runs that end here or of all that go on."""
-        fleet, problem = self.fleet, self.fleet.spec.build_problem()
+        fleet, problem = self.fleet, self.problem
         with fleet.phase("metric"):
             values = self._metrics(t, x)
         self._add_up()
-        gradients = self._computing(t) * fleet.algorithm.local_steps
+        gradients = self._gradients(t)
         size = self.sent[t - self.start][self.sender] * problem.n_params * x.element_size()
-        epochs = [problem.epochs(n, g) for n, g in zip(self.nodes, gradients, strict=True)]
-        axes = (np.full_like(gradients, t), epochs, gradients, size, size / self.nodes)
+        axes = (
+            *(np.full_like(gradients, t), self._epochs(gradients), gradients),
+            *(size, size / self.nodes),
+        )
         points = {name: np.asarray(v, dtype=float) for name, v in zip(AXES, axes, strict=True)}
         self.curves.add(t, points | values, ~self.over if all_runs else self.ending)
         self.over |= self.ending | self.curves.diverged
         self.ending = np.zeros_like(self.over)
         if not self.over.all():
             on_tick(Tick(0, t, self.headline, float(values[self.headline][~self.over].mean())))
+
+    def _gradients(self, t: int) -> NDArray[np.int64]:
+        """(runs,): gradients that were computed in t rounds."""
+        return self._computing(t) * self.fleet.algorithm.local_steps
+
+    def _epochs(self, gradients: NDArray[np.int64]) -> list[float]:
+        """By run."""
+        pairs = zip(self.nodes, gradients, strict=True)
+        return [self.problem.epochs(n, g) for n, g in pairs]
 
     def _computing(self, t: int) -> NDArray[np.int64]:
         """(runs,): how often a row was at a node that was there, in t rounds."""
@@ -1000,17 +1065,63 @@ class _Recorder:
         """What `restore` needs, between blocks."""
         self._add_up()
         return {
-            "over": self.over,
             "sent": self.sent[-1:],
             "curves": self.curves.keep(),
             "target": self.target and self.target.keep(),
         }
 
-    def restore(self, kept: dict[str, Any]) -> None:
-        self.over, self.sent = kept["over"], kept["sent"]
-        self.curves.restore(kept["curves"])
+    def restore(self, kept: Any, t: int) -> None:
+        """Take what was kept after t rounds; UnfitError where these runs would not have kept it."""
+        kept, problem = fields(kept, ("sent", "curves", "target"), "its recorder"), self.problem
+        known = np.full(len(self.over), np.iinfo(np.int64).max)
         if self.target:
-            self.target.restore(kept["target"])
+            looks = [look for look in self.fleet.spec.looks() if look <= t]
+            known = self.target.restore(kept["target"], looks)
+        else:
+            expect(kept["target"] is None, "its runs have no target")
+        due = [e for e in self.fleet.spec.evaluations() if e <= t]
+        names = [*AXES, *problem.metrics, "consensus"]
+        rounds = self.curves.restore(kept["curves"], names, due, known)
+        self.over = (known <= t) | self.curves.diverged
+        expect(not self.over.all(), "all its runs are over")
+        expect(self.target is None or self.target.sound(~self.over), "a look is not finite")
+
+        self.sent = array(kept["sent"], torch.int64, (1, len(self.senders)), "what was sent")
+        expect(((self.sent >= 0) & (self.sent <= t * self._most_sent())).all(), "too much was sent")
+        size, whose = self.curves.column("bytes_total")
+        unit = problem.n_params * 4
+        most = np.maximum.accumulate(np.where(whose, size, 0.0))
+        sent = self.sent[0][self.sender] * unit
+        right = (size == most) & (size <= sent)
+        expect(right[whose].all(), "its bytes are not what was sent")
+        expect((size[whose] % unit == 0).all(), "its bytes are not those of whole vectors")
+        expected = {"bytes_per_node": size / self.nodes}
+        gradients = np.array([self._gradients(int(r)) for r in rounds])
+        expected["gradients"] = gradients
+        expected["epochs"] = np.array([self._epochs(row) for row in gradients])
+        for name, values in expected.items():
+            found, _ = self.curves.column(name)
+            expect((found == values)[whose].all(), f"its {name} are not those of its rounds")
+
+    def compare(self, t: int, x: Tensor) -> None:
+        """UnfitError where parameters after t rounds are not those that were evaluated then."""
+        live = ~self.over
+        values, cpu = self._metrics(t, x), self.fleet.device.type == "cpu"
+        expect(set(values) == {*self.problem.metrics, "consensus"}, "its metrics are others")
+        if cpu and t in self.fleet.spec.evaluations():  # elsewhere sums may differ in their order
+            for name, value in values.items():
+                same = self.curves.last(name)[live] == value[live]
+                expect(same.all(), f"its {name} is not that of its parameters")
+        if cpu and self.target and t in self.fleet.spec.looks():
+            same = self.target.latest[live] == values[self.target.metric][live]
+            expect(same.all(), f"its {self.target.metric} is not that of its parameters")
+
+    def _most_sent(self) -> int:
+        """Vectors that are sent in a round, at most."""
+        method = self.fleet.algorithm
+        carried = method.carried(momentum=self.fleet.spec.momentum > 0)
+        links = max(W.nnz for topology in self.fleet.topologies for W in topology.mixings)
+        return links * method.vectors + int(self.active.max()) * (carried + 2)
 
     @property
     def all_over(self) -> bool:

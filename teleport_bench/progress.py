@@ -40,9 +40,11 @@ class Meter:
         )
 
     def note(self, text: str) -> None:
-        """A line beside the bar."""
+        """A line beside the bar, or before there is one."""
         if self._bar is not None and self._show:
             self._bar.write(text, file=sys.stderr)
+        elif self._show:
+            print(text, file=sys.stderr)
 
     def fleet(self, specs: Sequence[RunSpec]) -> None:
         """These runs advance together from now on."""

@@ -35,7 +35,10 @@ Choice = dict[str, Any]
 
 class StrictModel(BaseModel):
     """A model that refuses unknown keys, naming the nearest known one, infinite numbers, and texts
-    and truth values in the place of numbers: pydantic would read "0.1" and true as numbers."""
+    and truth values in the place of numbers: pydantic would read "0.1" and true as numbers.
+
+    Scalars of NumPy, torch and the like are the plain values that they hold.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
@@ -56,6 +59,7 @@ class StrictModel(BaseModel):
     @field_validator("*", mode="wrap")
     @classmethod
     def _refuse_another_kind(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        value = python_scalar(value)
         valid = validate(value)
         both = isinstance(value, list) and isinstance(valid, list | tuple)
         pairs = zip(value, valid, strict=False) if both else ((value, valid),)
@@ -63,6 +67,25 @@ class StrictModel(BaseModel):
             if (was := _kind(given)) and (became := _kind(taken)) and was != became:
                 raise UserError(f"expected {became}, got {given!r}")
         return valid
+
+
+def python_scalar(value: Any) -> Any:
+    """What scalars of array libraries, and arrays without dimensions, hold as a value of Python;
+    those in a list or tuple, too. Anything else as it is."""
+    if type(value) in (list, tuple):
+        return type(value)(map(_held, value))
+    return _held(value)
+
+
+def _held(value: Any) -> Any:
+    if isinstance(value, type) or getattr(value, "shape", None) != () or not hasattr(value, "item"):
+        return value
+    try:
+        held = value.item()
+    except (RuntimeError, TypeError, ValueError) as error:  # on the meta device, ..
+        raise UserError(f"expected a value, got {value!r:.100}, which has none ({error})") from None
+    # a long double is its own item
+    return float(held) if type(held) is type(value) and hasattr(held, "__float__") else held
 
 
 def _kind(value: Any) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ from teleport_bench.registry import (
     Choice,
     StrictModel,
     error_at,
+    python_scalar,
 )
 from teleport_bench.schedules import Factor
 from teleport_bench.topologies import Topology
@@ -32,6 +34,8 @@ from teleport_bench.topologies import Topology
 MOST = 2**31 - 1
 """Of nodes, and of rounds."""
 Count = Annotated[int, Field(gt=0, le=MOST, strict=True)]
+
+MOST_SEED = 2**63 - 1
 
 MOST_LOOKS = 100_000
 """Evaluations of a run, and looks at its target: each is a number in memory and in the record."""
@@ -100,7 +104,7 @@ class RunSpec(StrictModel):
     rounds: Count
     eval_every: Count | None = None
     stop: Stop | None = None
-    seed: int = Field(default=0, ge=0, strict=True)
+    seed: int = Field(default=0, ge=0, le=MOST_SEED, strict=True)
     storage: Literal["slots", "nodes"] = "slots"
     # conditions that do not hold are left out of the settings that name a run
     loss: float = Field(default=0.0, ge=0, lt=1, exclude_if=lambda q: q == 0)
@@ -189,9 +193,17 @@ class RunSpec(StrictModel):
 
     def varied(self, **changes: Any) -> RunSpec:
         """The same run with other values, which must be valid: sweeps make thousands of these."""
-        other = self.model_copy(update=changes)
+        return self.model_copy(update={key: python_scalar(value) for key, value in changes.items()})
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> RunSpec:
+        """As pydantic has it, and the copy has the id of its own settings."""
+        other = super().model_copy(update=update, deep=deep)
         other.__dict__.pop("id", None)
         return other
+
+    def validated(self) -> RunSpec:
+        """The same run, its settings checked again: `model_copy` takes whatever it is given."""
+        return RunSpec.model_validate({key: getattr(self, key) for key in RunSpec.model_fields})
 
     @functools.cached_property
     def id(self) -> str:

@@ -567,10 +567,27 @@ def spec(**settings: Any) -> RunSpec:
 
 PYTHON: dict[str, tuple[Callable[[], object], str]] = {
     "a setting misspelt": (lambda: spec(round=3), "unknown key 'round'; did you mean 'rounds'?"),
-    "a number of numpy": (
-        lambda: spec(nodes=np.int64(4)),
+    "a truth value of numpy": (
+        lambda: spec(nodes=np.bool_(True)),
         "nodes\n  Input should be a valid integer",
     ),
+    "a text of numpy": (lambda: spec(lr=np.str_("0.1")), "expected a number, got '0.1'"),
+    "a vector": (lambda: spec(nodes=np.array([4])), "nodes\n  Input should be a valid integer"),
+    "a tensor without a value": (
+        lambda: spec(nodes=torch.tensor(4, device="meta")),
+        "has none",
+    ),
+    "a seed of thousands of digits": (lambda: spec(seed=10**5000), "seed\n  Input should be less"),
+    "rounds of thousands of digits": (lambda: spec(rounds=10**5000), "rounds\n  Input should be"),
+    "a fleet of a table": (lambda: tb.run_fleet({"a": spec()}), "expected a list of RunSpecs"),
+    "a fleet of a word": (lambda: tb.run_fleet("dsgd"), "expected a list of RunSpecs"),
+    "a fleet of nothing": (lambda: tb.run_fleet(None), "expected a list of RunSpecs"),
+    "a fleet of an empty place": (lambda: tb.run_fleet([spec(), None]), "NoneType None at place 1"),
+    "a spec that was copied": (
+        lambda: tb.run_fleet([spec().model_copy(update={"rounds": -1})]),
+        "run 0: rounds: input should be greater than 0, got -1",
+    ),
+    "a device of another kind": (lambda: tb.run(spec(), device=3), "unknown device '3'"),
     "a model misspelt": (lambda: spec(problem=DIGITS | {"model": "mlpp"}), "did you mean 'mlp'?"),
     "no data": (
         lambda: spec(problem={"name": "classification", "model": "mlp"}),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
+import math
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from teleport_bench import ALGORITHMS, RunSpec, checkpoint, native
+from teleport_bench import ALGORITHMS, RunSpec, checkpoint, executor, native
 from teleport_bench.checkpoint import Checkpoint
 from teleport_bench.curves import Outcome
 from teleport_bench.executor import run_group
@@ -221,3 +225,173 @@ def test_the_seconds_of_all_processes_are_counted(
                 run_group(specs, device, lambda _: None, False, tmp_path)
     for record in run_group(specs, device, lambda _: None, False, tmp_path):
         assert 2000 < record.made.seconds < 2100
+
+
+# Whatever a file holds, the runs end as if it had not been there
+
+
+CHANGED = ("momentum", "a target", "models at their nodes")
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The place of everything in nested dicts and lists, these included."""
+    yield path
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from leaves(value[key], (*path, key))
+
+
+def at(value: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        value = value[key]
+    return value
+
+
+def others(value: Any) -> Iterator[Any]:
+    """What may be found in the place of a value, and is not it."""
+    yield from (
+        "text",
+        None if value is not None else 0,
+        math.nan,
+        -1,
+        True,
+        [value],
+        torch.ones(0),
+    )
+    if isinstance(value, dict):
+        yield value | {"extra": torch.zeros(2)}
+    if isinstance(value, list):
+        yield [*value, 0]
+    if not isinstance(value, torch.Tensor):
+        return
+    kinds = (torch.float64, torch.float32, torch.int8, torch.int64, torch.bool)
+    yield from (value.to(kind) for kind in kinds if kind != value.dtype)
+    yield from (torch.cat([value, value]), value.reshape(-1)[:1].clone(), value.unsqueeze(0))
+    yield torch.empty_like(value, device="meta")
+    if min(value.shape) > 1:
+        yield value[:1].expand_as(value)
+        yield torch.stack([value, value], -1)[..., 0]
+        if value.dim() > 1:
+            yield from (value.t(), value.t().contiguous().t(), value.reshape(-1))
+    wrong = math.nan if value.is_floating_point() else -(2**40)
+    yield torch.full_like(value, wrong)
+    if value.is_floating_point():
+        yield value.to_sparse()
+
+
+def signed(kept: Any) -> bytes:
+    out = io.BytesIO()
+    torch.save(kept, out)
+    return hashlib.sha256(out.getvalue()).digest() + out.getvalue()
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("name", CHANGED)
+def test_what_these_runs_would_not_have_kept_is_not_gone_on_from(
+    tmp_path: Path, name: str, compiled: bool
+) -> None:
+    specs, said = specs_of(name), list[str]()
+    with pytest.raises(KilledError):
+        advance(specs, compiled, tmp_path, 130)
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    real = torch.load(io.BytesIO(content[checkpoint.DIGEST :]), weights_only=True)
+    fleet = Fleet(specs, compiled=compiled)
+    assert fleet._restored(Checkpoint(tmp_path, specs)) is not None
+    tried, files = 0, list[bytes]()
+    for place in leaves(real):
+        changes = list(others(at(real, place)))
+        for change in (*changes, KeyError):
+            kept = copy.deepcopy(real)
+            if not place:
+                kept = change
+            elif change is KeyError:
+                del at(kept, place[:-1])[place[-1]]
+            else:
+                at(kept, place[:-1])[place[-1]] = change
+            if kept is KeyError:
+                continue
+            files.append(signed(kept))
+            path.write_bytes(files[-1])
+            tried += 1
+            restored = fleet._restored(Checkpoint(tmp_path, specs, note=said.append))
+            assert restored is None, (place, change)
+            assert len(said) == tried, (place, change)
+    assert tried > 200
+    assert all("; its runs start over" in text for text in said)
+    expected, final, _ = advance(specs, compiled)
+    for file in files[:: len(files) // 5]:
+        path.write_bytes(file)
+        found, again, reached = advance(specs, compiled, tmp_path)
+        assert reached[0] == 0
+        assert [o.curves for o in found] == [o.curves for o in expected]
+        assert [o.reached_at for o in found] == [o.reached_at for o in expected]
+        assert final is not None
+        assert again is not None
+        assert again.numpy().tobytes() == final.numpy().tobytes()
+
+
+def test_parameters_that_are_not_those_that_were_evaluated_start_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a block begins with an evaluation, its checkpoint says what they were."""
+    monkeypatch.setattr(checkpoint, "EVERY", 0)
+    specs = [spec.varied(eval_every=32) for spec in specs_of("momentum")]
+    with pytest.raises(KilledError):
+        advance(specs, False, tmp_path, 66)
+    (path,) = tmp_path.iterdir()
+    kept = torch.load(io.BytesIO(path.read_bytes()[checkpoint.DIGEST :]), weights_only=True)
+    kept["state"]["state"]["x"][3, 2] += 1
+    path.write_bytes(signed(kept))
+    assert advance(specs, False, tmp_path)[2][0] == 0
+
+
+def test_what_is_no_file_is_no_checkpoint(kept: Path) -> None:
+    content, said = kept.read_bytes(), list[str]()
+    for make in (kept.mkdir, lambda: os.mkfifo(kept), lambda: kept.symlink_to("/dev/zero")):
+        kept.unlink()
+        make()
+        assert Checkpoint(kept.parent, specs_of("momentum"), note=said.append).load() is None
+        assert "it is no file" in said[-1]
+        kept.rmdir() if kept.is_dir() and not kept.is_symlink() else kept.unlink()
+        kept.write_bytes(content)
+
+
+def test_a_checkpoint_of_other_content_of_the_code_is_not_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tree may be dirty before and after, and the commit the same."""
+    monkeypatch.setattr(checkpoint, "EVERY", 0)
+    specs, device, rounds, said = specs_of("momentum"), torch.device("cpu"), [0], list[str]()
+
+    def killed(tick: Tick) -> None:
+        if tick.round > 66:
+            raise KeyboardInterrupt
+
+    def first_round(**facts: Any) -> int:
+        with pytest.raises(KeyboardInterrupt):
+            run_group(specs, device, killed, False, tmp_path)
+        with monkeypatch.context() as patch:
+            for name, value in facts.items():
+                patch.setattr(executor, name, lambda *_, value=value: value)
+            rounds.clear()
+            run_group(specs, device, lambda t: rounds.append(t.round), False, tmp_path, said.append)
+        for path in tmp_path.iterdir():
+            path.unlink()
+        return rounds[0]
+
+    code = executor.code()
+    assert first_round() == 64
+    assert first_round(code=dict(code)) == 64
+    assert not said
+    assert first_round(code=code | {"sources": "0" * 12}) == 0
+    assert first_round(loaded="0") == 0
+    assert len(said) == 2
+    assert "made by other code, data or software" in said[0]
+
+
+def test_what_made_a_fleet_names_its_data_and_its_libraries(compiled: bool) -> None:
+    specs = specs_of("samples in epochs")
+    made_by = executor._made_by(Fleet(specs, compiled=compiled), torch.device("cpu"))
+    assert len(made_by["data"]["sha256"]) == 64
+    assert (made_by["libraries"] is not None) == compiled

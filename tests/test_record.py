@@ -1,10 +1,15 @@
 """Records: consistent or refused, written whole or not at all."""
 
 import errno
+import fcntl
 import gzip
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +17,8 @@ import pytest
 import torch
 
 from teleport_bench import Record, RunSpec, UserError, executor
-from teleport_bench.record import Store, provenance
+from teleport_bench.record import Records, Store, provenance
+from teleport_bench.record import store as record_store
 from teleport_bench.record.provenance import environment
 from teleport_bench.record.schema import Made
 from teleport_bench.record.store import PACK_FILE, write_atomically
@@ -378,3 +384,285 @@ def test_a_file_system_without_locks_takes_records(
 
     monkeypatch.setattr("fcntl.flock", fail)
     assert not Store(tmp_path)._lock()
+
+
+# What is wrong with a file is said
+
+
+def edited(path, **changes):
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | changes, indent=1))
+
+
+def test_a_record_that_was_changed_is_read_with_a_word(record, tmp_path):
+    Store(tmp_path).save(record)
+    path = Store(tmp_path).path(SPEC)
+    edited(path)  # other spaces are the same content
+    store = Store(tmp_path)
+    assert store.load(SPEC) == record
+    assert not store.faults
+    for changes in (
+        {"curves": json.loads(path.read_text())["curves"] | {"objective_gap": [1.0, 0.25]}},
+        {"status": "failed", "curves": {}, "error": "x"},
+        {"digest": "0" * 32},
+    ):
+        store.save(record)
+        edited(path, **changes)
+        store.load(SPEC)
+        (fault,) = store.faults.values()
+        assert "was changed after it was written" in fault.why
+        assert not fault.lost
+        store.save(record)
+        assert store.load(SPEC) == record
+        assert not store.faults
+
+
+def test_a_record_of_an_earlier_version_has_no_digest(record, tmp_path):
+    store = Store(tmp_path)
+    store.save(record)
+    content = json.loads(store.path(SPEC).read_text())
+    del content["digest"]
+    store.path(SPEC).write_text(json.dumps(content))
+    assert store.load(SPEC) == record
+    assert not store.faults
+
+
+def of_another(path):
+    edited(path, spec=json.loads(path.read_text())["spec"] | {"seed": 5})
+
+
+def sparse(path):
+    with path.open("wb") as file:
+        file.truncate(2**40)
+
+
+WRONG = {
+    "a folder": (lambda p: (p.unlink(), p.mkdir()), "is a folder"),
+    "a pipe": (lambda p: (p.unlink(), os.mkfifo(p)), "is a pipe or a device"),
+    "a link": (lambda p: (p.unlink(), p.symlink_to("/dev/zero")), "is a link"),
+    "far too large": (sparse, "too many for a record"),
+    "empty": (lambda p: p.write_bytes(b""), "is no record"),
+    "cut": (lambda p: p.write_bytes(p.read_bytes()[:-9]), "is no record"),
+    "an infinite curve": (
+        lambda p: p.write_bytes(p.read_bytes().replace(b"0.5", b"Infinity")),
+        "is no record (curves",
+    ),
+    "curves of two lengths": (
+        lambda p: edited(p, curves={"rounds": [0.0, 8.0], "epochs": [0.0]}),
+        "curves must have one length",
+    ),
+    "another status": (lambda p: edited(p, status="done"), "is no record (status"),
+    "of other settings": (of_another, "is not the record of its settings"),
+    "of another id": (lambda p: edited(p, id="0" * 12), "is not the record of its settings"),
+    "endless digits": (lambda p: edited(p, reached_at=10**4000), "is no record (reached_at"),
+}
+
+
+@pytest.mark.parametrize(("damage", "words"), WRONG.values(), ids=WRONG)
+def test_what_is_in_the_place_of_a_record_is_named(record, tmp_path, damage, words):
+    store = Store(tmp_path)
+    store.save(record)
+    damage(store.path(SPEC))
+    assert store.load(SPEC) is None
+    ((name, fault),) = store.faults.items()
+    assert name == f"runs/{store.path(SPEC).name}"
+    assert fault.lost
+    assert words in fault.why
+
+
+def test_faults_are_said_once_and_of_many_the_first(make_record, tmp_path):
+    store, records = Store(tmp_path), runs_of(make_record, 9)
+    for record in records:
+        store.save(record)
+        store.path(spec_of(record)).write_bytes(b"")
+        store.load(spec_of(record))
+    said = store.faults.say(lost=True)
+    assert len(said) == 6
+    assert said[-1] == "and 4 more files"
+    assert store.faults.say(lost=True) == store.faults.say(lost=False) == []
+
+
+def test_what_is_wrong_with_a_pack_is_named(make_record, tmp_path):
+    store, records = Store(tmp_path), runs_of(make_record, 3)
+    store.prepare()
+    lines = [record.to_line() for record in records]
+    for content, words in (
+        (gzip.compress(b"".join([*lines, lines[0]])), "two records of one id"),
+        (gzip.compress(b"".join([b"[]\n", *lines])), "has a line that is no record"),
+        (gzip.compress(b"".join(lines))[:-9], "cannot be read to its end"),
+        (gzip.compress(b"".join(lines).replace(b"0.0", b"0.5")), "was changed after"),
+    ):
+        (store.runs / PACK_FILE).write_bytes(content)
+        reading = Store(tmp_path)
+        found = [reading.load(spec_of(r)) for r in records]
+        assert None not in found or "to its end" in words
+        assert any(words in fault.why for fault in reading.faults.values())
+
+
+def test_report_names_a_record_that_was_changed(finished, bench, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(finished / "out", out)
+    monkeypatch.chdir(finished)
+    assert bench("report", "suite.toml", "--out", out, "--check").code == 0
+    path = min((out / "suite" / "runs").iterdir())
+    edited(path, made=json.loads(path.read_text())["made"] | {"seconds": 1.0})
+    done = bench("report", "suite.toml", "--out", out, "--check")
+    assert done.code == 1
+    assert done.out.splitlines()[0] == f"runs/{path.name}: {record_store.EDITED}"
+    assert path.name in bench("report", "suite.toml", "--out", out).err
+    done = bench("run", "suite.toml", "--out", out, "--compile", "off")
+    assert "12 runs, 0 of them now" in done.err
+    assert path.name in done.err
+    path.write_bytes(b"")
+    done = bench("run", "suite.toml", "--out", out, "--compile", "off")
+    assert "12 runs, 1 of them now" in done.err
+    assert f"{path} is no record" in done.err
+    path.unlink()
+    path.mkdir()
+    done = bench("run", "suite.toml", "--out", out, "--compile", "off")
+    assert done.code == 2
+    assert f"{path} is a folder" in done.err
+
+
+@pytest.mark.parametrize("name", ["unsaved.jsonl", ".lock", f"runs/{PACK_FILE}", "index.html"])
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path, name):
+    (tmp_path / name).mkdir(parents=True)
+    with Store(tmp_path) as store, pytest.raises(UserError, match=r"director|is a folder"):
+        store.prepare()
+
+
+def test_checkpoints_that_are_a_file_are_refused(tmp_path):
+    (tmp_path / "checkpoints").write_text("x")
+    with Store(tmp_path) as store, pytest.raises(UserError, match="checkpoints is no folder"):
+        store.prepare()
+
+
+def test_unsaved_records_that_were_changed_are_not_saved(make_record, tmp_path):
+    records = runs_of(make_record, 2)
+    lines = b"".join(record.to_line() for record in records)
+    for content, there in ((lines, 2), (lines.replace(b"1.0,0.0", b"1.0,0.5"), 0), (b"{}\n", 0)):
+        (tmp_path / "unsaved.jsonl").write_bytes(content)
+        with Store(tmp_path) as store:
+            store.prepare()
+        assert [store.load(spec_of(r)) for r in records].count(None) == 2 - there
+        assert bool(store.faults) == (not there)
+        assert not (tmp_path / "unsaved.jsonl").exists()
+        for path in store.runs.iterdir():
+            path.unlink()
+    os.mkfifo(tmp_path / "unsaved.jsonl")
+    with Store(tmp_path) as store:
+        store.prepare()
+    assert not (tmp_path / "unsaved.jsonl").exists()
+
+
+def test_what_another_process_writes_is_left_to_it(tmp_path):
+    """A report holds no lock on the folder."""
+    (tmp_path / "tables").mkdir()
+    handle, name = record_store._begin(tmp_path / "tables" / "gap.md")
+    left = tmp_path / "figures" / ".curves.svg.abcdefgh.part"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    with Store(tmp_path) as store:
+        store.prepare()
+        assert Path(name).exists()
+        assert not left.exists()
+    assert Path(name).exists()
+    os.close(handle)
+    with Store(tmp_path) as store:
+        store.prepare()
+    assert not Path(name).exists()
+
+
+def test_a_file_that_was_taken_for_one_that_was_left_is_begun_again(tmp_path, monkeypatch):
+    lock, begun = fcntl.flock, []
+
+    def late(handle, how):
+        if not begun:
+            (path,) = tmp_path.glob(".*.part")
+            begun.append(path)
+            path.unlink()
+        lock(handle, how)
+
+    monkeypatch.setattr("fcntl.flock", late)
+    write_atomically(tmp_path / "x", b"content")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_records_in_memory_are_what_they_were_and_take_little(make_record):
+    records = runs_of(make_record, 300)
+    many = Records()
+    for record in records[:100]:
+        many[record.id] = record
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for record in records[100:]:
+            many[record.id] = record
+        assert (tracemalloc.get_traced_memory()[0] - before) / 200 < 1000
+    finally:
+        tracemalloc.stop()
+    assert [many[r.id] for r in records] == records
+    assert [type(many[r.id].curves["rounds"][0]) for r in records[:3]] == [float] * 3
+    assert list(many.values()) == records
+    assert many[records[0].id].result() == records[0].result()
+    del many[records[0].id]
+    assert records[0].id not in many
+
+
+# Which code made it
+
+
+def test_the_environment_s_git_is_not_another_s(monkeypatch, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    for call in (
+        ["init", "-q"],
+        ["-c", "user.name=x", "-c", "user.email=x@x", "commit", "-q", "--allow-empty", "-m", "x"],
+    ):
+        subprocess.run(["git", *call], cwd=other, env=clean, check=True)
+    provenance.code.cache_clear()
+    expected = provenance.code()
+    for names in (("GIT_DIR",), ("GIT_DIR", "GIT_WORK_TREE"), ("GIT_INDEX_FILE",)):
+        with monkeypatch.context() as patch:
+            for name in names:
+                patch.setenv(name, str(other / (".git" if name == "GIT_DIR" else "")))
+            provenance.code.cache_clear()
+            assert provenance.code() == expected
+    provenance.code.cache_clear()
+
+
+def test_a_git_that_hangs_or_speaks_of_another_folder_says_nothing(monkeypatch, tmp_path):
+    root = Path(provenance.__file__).parents[2]
+    if not (root / ".git").exists():
+        pytest.skip("no checkout")
+    monkeypatch.setattr(provenance, "PATIENCE", 0.2)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    for script in ("exec sleep 60", f"echo {tmp_path}", "exit 128", "printf '\\377'"):
+        (tmp_path / "git").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "git").chmod(0o755)
+        provenance.code.cache_clear()
+        assert provenance.code()["commit"] is None
+    provenance.code.cache_clear()
+
+
+def test_sources_are_known_by_their_content(tmp_path):
+    """Of two checkouts with uncommitted changes, each is its own."""
+    for name, content in (("a", "1"), ("b", "1"), ("c", "2")):
+        (tmp_path / name / "package").mkdir(parents=True)
+        (tmp_path / name / "package" / "x.py").write_text(content)
+    a, b, c = (provenance._digest((tmp_path / n).rglob("*.py")) for n in "abc")
+    assert a == b != c
+    names = {path.name for path in provenance._own()}
+    assert {"fleet.py", "rounds.cpp", "mixing.hpp", "cpu_mix.cpp", "ops.py"} <= names
+    assert provenance.code()["sources"] == provenance._digest(provenance._own())[:12]
+
+
+def test_code_from_elsewhere_is_known_by_its_content(tmp_path, monkeypatch):
+    before = provenance.loaded()
+    (tmp_path / "helper_of_a_test.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    __import__("helper_of_a_test")
+    assert provenance.loaded() != before
+    del sys.modules["helper_of_a_test"]
+    assert provenance.loaded() == before

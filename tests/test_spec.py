@@ -1,6 +1,8 @@
 """A run's settings: complete, checked, and named by a hash of all of them."""
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -263,3 +265,34 @@ def test_options_of_a_component_are_its_keyword_only_parameters():
     for options in ({}, {"size": "many"}, {"size": 3, "x": 1}, {"size": 3, "share": float("nan")}):
         with pytest.raises(ValueError, match=r"size|share|unknown key 'x'"):
             registry.resolve({"name": "one", **options})
+
+
+NUMBERS = {
+    "nodes": [np.int64(4), np.int8(4), np.uint64(4), np.array(4), torch.tensor(4)],
+    "lr": [np.float32(0.5), np.float64(0.5), np.longdouble(0.5), torch.tensor(0.5), np.array(0.5)],
+    "rounds": [np.int16(8)],
+    "seed": [torch.tensor(0)],
+    "nesterov": [np.bool_(False), torch.tensor(False)],
+    "problem": [{"name": "quadratic", "dim": np.int64(5)}],
+    "stop": [{"metric": "objective_gap", "value": np.float32(0.25), "window": np.int64(3)}],
+}
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_scalars_of_numpy_and_torch_are_the_numbers_that_they_hold(key):
+    plain = {"nodes": 4, "lr": 0.5, "rounds": 8, "problem": {"name": "quadratic", "dim": 5}}
+    plain["stop"] = {"metric": "objective_gap", "value": 0.25, "window": 3}
+    expected = RunSpec(algorithm="dsgd", **plain)
+    for value in NUMBERS[key]:
+        found = RunSpec(algorithm="dsgd", **plain | {key: value})
+        assert found == expected
+        assert found.id == expected.id
+        assert type(getattr(found, key)) is type(getattr(expected, key))
+        if key in ("lr", "seed"):
+            assert spec().varied(**{key: value}).id == spec().varied(**{key: value.item()}).id
+
+
+def test_a_copy_of_a_spec_has_the_id_of_its_own_settings():
+    first = spec()
+    assert first.id != first.model_copy(update={"seed": 7}).id
+    assert first.model_copy(update={"seed": 7}).id == spec(seed=7).id

@@ -57,6 +57,11 @@ class Library:
         compiler = _compilers()[0]
         return any(_whole(self._name(compiler, flags)) for flags in (self.optional, ()))
 
+    def identity(self) -> str:
+        """A hash of what it is made from and by: sources, flags, compiler and processor; of what
+        `load` gave in this process, or else would try first."""
+        return _loaded.get(self) or self._name(_compilers()[0], self.optional)
+
     def begin(self) -> None:
         """Compile beside what follows, where it is not there; `load` waits, and says what fails.
 
@@ -87,6 +92,7 @@ class Library:
                         _warn(
                             f"{shlex.join(_compilers()[0])} cannot compile", failures[0], compiler
                         )
+                    _loaded[self] = self._name(compiler, flags)
                     return loaded
         raise failures[0]
 
@@ -152,6 +158,8 @@ class _Build:
 
 
 _begun: dict[Library, _Build] = {}
+_loaded: dict[Library, str] = {}
+"""The names of those that `load` gave."""
 
 
 def _end() -> None:

@@ -8,7 +8,7 @@ cost more than the arithmetic of a small network.
 
 from teleport_bench.native.calls import Call, Rows, Table, checked, dense
 from teleport_bench.native.combine import combine
-from teleport_bench.native.library import available, compiled, cores, pool_alone, prepare
+from teleport_bench.native.library import available, compiled, cores, identity, pool_alone, prepare
 from teleport_bench.native.network import NativeNetwork
 from teleport_bench.native.quadratic import NativeQuadratic
 from teleport_bench.native.tape import Buffers, Recorded, Tape, Watch, remembered
@@ -29,6 +29,7 @@ __all__ = [
     "compiled",
     "cores",
     "dense",
+    "identity",
     "pool_alone",
     "prepare",
     "remembered",

@@ -60,6 +60,11 @@ def library() -> ctypes.CDLL | None:
     return loaded
 
 
+def identity() -> list[str]:
+    """What the two libraries are: hashes of sources, flags, compiler and processor."""
+    return [ROUNDS.identity(), cpu.MIX.identity()]
+
+
 def cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import hashlib
+import json
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, NonNegativeInt, model_validator, with_config
+from pydantic import ConfigDict, Field, model_validator, with_config
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from teleport_bench.metrics import AXES
@@ -16,16 +18,20 @@ SCHEMA: Literal[1] = 1
 LARGEST = 2.0**100
 """On an axis: of rounds, gradients or bytes."""
 
+Round = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
 Status = Literal["finished", "diverged", "failed"]
 
 
 @with_config(ConfigDict(extra="allow"))
 class Code(TypedDict, total=False):
-    """Of the package; plugins: the version of each that the run used."""
+    """Of the package; sources: a hash of its files, native ones too; plugins: the version of each
+    that the run used."""
 
     version: str | None
     commit: str | None
     dirty: bool | None
+    sources: str
     plugins: dict[str, str]
 
 
@@ -68,6 +74,9 @@ class Record(StrictModel):
 
     curves: by axis or metric name, one value an evaluation; empty for a failed run, and up to the
     last sound evaluation for a diverged one, which has no final value.
+
+    In a file it has a digest besides (`to_line`), by which `Store.load` sees whether it was changed
+    there; records of earlier versions have none.
     """
 
     schema_version: Literal[1] = SCHEMA
@@ -76,12 +85,19 @@ class Record(StrictModel):
     spec: dict[str, Any]
     problem: Posed = {}
     curves: dict[str, list[float]] = {}
-    diverged_at: NonNegativeInt | None = None
-    reached_at: NonNegativeInt | None = None
+    diverged_at: Round | None = None
+    reached_at: Round | None = None
     """The round in which the run reached its target (`spec.stop`); None where it did not, or has
     none. A run that reached it ended soon after, and its curves with it."""
     error: str | None = None
     made: Made
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_digest(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("digest"), str):
+            return {key: value for key, value in data.items() if key != "digest"}
+        return data
 
     @model_validator(mode="after")
     def _consistent(self) -> Record:
@@ -101,6 +117,11 @@ class Record(StrictModel):
             raise ValueError("error goes with status 'failed', and with no other")
         return self
 
+    def to_line(self) -> bytes:
+        """The record as a line of JSON, its digest at the end."""
+        text = self.model_dump_json(indent=None)
+        return f'{text[:-1]},"digest":"{digest_of(json.loads(text))}"}}\n'.encode()
+
     def final(self, metric: str) -> float:
         """The metric's value at the end; KeyError unless the run finished."""
         if self.status != "finished":
@@ -110,3 +131,13 @@ class Record(StrictModel):
     def result(self) -> dict[str, Any]:
         """All that the run's settings decide: the record without `made`."""
         return self.model_dump(exclude={"made"})
+
+
+def digest_of(content: dict[str, Any]) -> str:
+    """SHA-256 of a record's content, without its digest, as JSON with sorted keys: 32 hex digits.
+
+    Neither spaces nor the order of keys matter.
+    """
+    content = {key: value for key, value in content.items() if key != "digest"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import weakref
 import zlib
 from collections.abc import Iterator, Sequence
@@ -21,14 +22,15 @@ from types import TracebackType
 from pydantic import ValidationError
 
 from teleport_bench.errors import FULL, UserError
-from teleport_bench.record.schema import SCHEMA, Record
+from teleport_bench.record.records import Compressed, Fault, Faults
+from teleport_bench.record.schema import SCHEMA, Record, digest_of
 from teleport_bench.spec import RunSpec, id_of
 
 PACK_FILE = "packed.jsonl.gz"
 """Beside single records: many, a line each."""
 
 MOST_LINE = 2**27
-"""Bytes of a record in the pack: what a small file can grow to is bounded."""
+"""Bytes of a record: what a small file can grow to is bounded, and a large one is not read."""
 
 SUITE_FILE = "suite.json"
 """Beside the records: the suite as it was run, overrides applied, which the report is built by."""
@@ -40,7 +42,13 @@ UNSAVED_FILE = "unsaved.jsonl"
 """The records of a fleet while they are being written, one a line."""
 
 PART = ".part"
-"""Suffix of files that are being written."""
+"""Suffix of files that are being written; who writes one has it locked."""
+
+DEAD = 3600
+"""Seconds after which a file that is being written is left by a process that ended, where the file
+system has no locks to tell."""
+
+EDITED = "was changed after it was written: its digest is that of other content"
 
 
 class Store:
@@ -51,6 +59,8 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.faults = Faults(folder)
+        """Of what was read so far."""
         self.runs = folder / "runs"
         self.checkpoints = folder / "checkpoints"
         self._unsaved = folder / UNSAVED_FILE
@@ -82,23 +92,43 @@ class Store:
                 folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=folder):
                     pass
-            for name in (SUITE_FILE, "index.html"):
+            for name in (SUITE_FILE, "index.html", LOCK_FILE, UNSAVED_FILE, f"runs/{PACK_FILE}"):
                 if (self.folder / name).is_dir():
                     raise IsADirectoryError(f"{name} is a folder")
             if self._unlock or self._lock():
                 self._clear()
             refuse_link(self.checkpoints)
             refuse_link(self._unsaved)
+            if self.checkpoints.exists() and not self.checkpoints.is_dir():
+                raise NotADirectoryError("checkpoints is no folder")
             if self._unsaved.is_file():
-                with contextlib.suppress(ValueError):  # not what `save` wrote
-                    lines = self._unsaved.read_bytes().splitlines()
-                    self._write([Record.model_validate_json(line) for line in lines])
-                self._unsaved.unlink(missing_ok=True)
+                self._save_unsaved()
+            self._unsaved.unlink(missing_ok=True)
+
+    def _save_unsaved(self) -> None:
+        """Write the records that a killed process did not come to; all of them, or none."""
+        records = []
+        for line in self._unsaved.read_bytes().splitlines():
+            try:
+                spec = RunSpec.model_validate(Record.model_validate_json(line).spec)
+                record, why = record_of(spec, line, self._unsaved)
+            except ValueError:  # not what `save` wrote
+                record, why = None, "holds no record"
+            if record is None or why:
+                self.faults[UNSAVED_FILE] = Fault(why, lost=True)
+                return
+            records.append(record)
+        self._write(records)
 
     def _clear(self) -> None:
-        """Remove what was being written when a process ended."""
+        """Remove what was being written when a process ended: by another one that runs into the
+        folder, as there is none now, or by any that left its file without a lock."""
         for left in self.folder.rglob(f".*{PART}"):
-            left.unlink()
+            if left.is_symlink() or not left.is_dir():
+                if left.parent == self.runs:
+                    left.unlink(missing_ok=True)
+                else:
+                    _remove_left(left)
 
     def clear_checkpoints(self) -> None:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
@@ -137,27 +167,41 @@ class Store:
         """
         with writing(self.folder):
             if len(records) > 1:
-                write_atomically(self._unsaved, b"".join(map(_line, records)))
+                write_atomically(self._unsaved, b"".join(r.to_line() for r in records))
             self._write(records)
             self._unsaved.unlink(missing_ok=True)
 
     def _write(self, records: Sequence[Record]) -> None:
         for record in records:
-            write_atomically(self.path(RunSpec.model_validate(record.spec)), _line(record))
+            write_atomically(self.path(RunSpec.model_validate(record.spec)), record.to_line())
 
     def load(self, spec: RunSpec) -> Record | None:
-        """The record of that run; None where there is none, or none that can be read."""
+        """The record of that run; None where there is none, or none that can be read.
+
+        `faults` says why not, and whether it was changed since it was written.
+        """
         path = self.path(spec)
+        name = f"{self.runs.name}/{path.name}"
+        self.faults.pop(name, None)
         try:
-            if path.is_symlink() or (path.exists() and not path.is_file()):
-                return None  # nothing outside, and no pipe, is read
-            content = path.read_bytes()
-        except OSError:
-            found = self._packed.get(spec.id)
-            if found is None:
+            content = _read(path)
+        except FileNotFoundError:
+            if spec.id not in self._packed:
                 return None
-            content = found
-        return record_of(spec, content, path)
+            content = self._packed[spec.id]
+            name = f"{self.runs.name}/{PACK_FILE}, {spec.id}"
+        except OSError as error:  # nothing outside, and no pipe, is read
+            self.faults[name] = Fault(str(error.strerror or error), lost=True)
+            return None
+        record, why = record_of(spec, content, path)
+        if why:
+            self.faults[name] = Fault(why, lost=record is None)
+        return record
+
+    def refuse_folder(self, spec: RunSpec) -> None:
+        """UserError where a folder is in the place of that run's record."""
+        if (path := self.path(spec)).is_dir():
+            raise UserError(f"{path} is a folder, where a record is to be written: remove it")
 
     def pack(self, specs: Sequence[RunSpec]) -> None:
         """Put the records of these runs into one file, beside what is there, and remove their own.
@@ -167,39 +211,53 @@ class Store:
         loose = {s.id: path for s in specs if (path := self.path(s)).is_file()}
         if not loose:
             return
-        lines = self._packed | {key: path.read_bytes().strip() for key, path in loose.items()}
+        lines = self._packed
+        for key, path in loose.items():
+            lines[key] = path.read_bytes().strip()
         out = io.BytesIO()
         with gzip.GzipFile(fileobj=out, mode="wb", mtime=0) as file:  # no date: equal bytes
             file.writelines(lines[key] + b"\n" for key in sorted(lines))
         with writing(self.folder):
             write_atomically(self.runs / PACK_FILE, out.getvalue())
-            self.__dict__["_packed"] = lines
             for path in loose.values():
                 path.unlink(missing_ok=True)
 
     @functools.cached_property
-    def _packed(self) -> dict[str, bytes]:
+    def _packed(self) -> Compressed:
         """The lines of the pack by run id, as far as it can be read."""
-        lines: dict[str, bytes] = {}
+        lines = Compressed()
+        name = f"{self.runs.name}/{PACK_FILE}"
+        path = self.runs / PACK_FILE
+        if not (path.exists() or path.is_symlink()):
+            return lines
+        why = ""
         try:
-            if (path := self.runs / PACK_FILE).is_symlink() or not path.is_file():
-                return lines
+            _refuse_special(path)
             with gzip.open(path) as file:
                 while line := file.readline(MOST_LINE):
-                    lines[json.loads(line)["id"]] = line.strip()
-        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError):
-            pass  # what cannot be read is not there: its runs are made again
+                    key = _id_in(line)
+                    if key is None:
+                        why = why or "has a line that is no record"
+                    elif key in lines:
+                        why = why or f"has two records of one id, {key}"
+                    else:
+                        lines[key] = line.strip()
+        except (OSError, EOFError, zlib.error) as error:  # the runs of the rest are made again
+            why = f"cannot be read to its end ({error})"
+        if why:
+            self.faults[name] = Fault(why, lost=True)
         return lines
 
 
-def record_of(spec: RunSpec, content: bytes, path: Path) -> Record | None:
-    """The record of that run; None where the content is none, or that of another run.
+def record_of(spec: RunSpec, content: bytes, path: Path) -> tuple[Record | None, str]:
+    """The record of that run, None where the content is none; and what is wrong with it, if
+    anything.
 
     UserError where a later version wrote it: to run it again would overwrite what is newer.
     """
     try:
         record = Record.model_validate_json(content)
-    except ValidationError:
+    except ValidationError as error:
         version = 0
         with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):  # no record
             version = int(json.loads(content)["schema_version"])
@@ -208,8 +266,46 @@ def record_of(spec: RunSpec, content: bytes, path: Path) -> Record | None:
                 f"{path} has schema version {version}, and this teleport-bench reads {SCHEMA}: "
                 "install a newer one, or name another folder with --out"
             ) from None
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        return None, f"is no record ({place + ': ' if place else ''}{first['msg'][:200]})"
+    if not record.id == spec.id == id_of(record.spec):
+        return None, f"is not the record of its settings: it has the id {record.id[:50]}"
+    return record, EDITED if _edited(content) else ""
+
+
+def _edited(content: bytes) -> bool:
+    """Whether a record has a digest, and that of other content."""
+    try:
+        given = json.loads(content)
+        return "digest" in given and given["digest"] != digest_of(given)
+    except (ValueError, RecursionError):  # numbers of thousands of digits, which nobody wrote
+        return True
+
+
+def _id_in(line: bytes) -> str | None:
+    """The id in a record's line; None in what is no record."""
+    try:
+        found = json.loads(line)["id"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return record if record.id == spec.id == id_of(record.spec) else None
+    return found if isinstance(found, str) else None
+
+
+def _read(path: Path) -> bytes:
+    """The content of a file of records; OSError for what is none, or too large for one."""
+    _refuse_special(path)
+    if path.stat().st_size > MOST_LINE:
+        raise OSError(f"has more than {MOST_LINE:,} bytes, too many for a record")
+    return path.read_bytes()
+
+
+def _refuse_special(path: Path) -> None:
+    """OSError for a link, a folder, a pipe or a device; FileNotFoundError where nothing is."""
+    if path.is_symlink():
+        raise OSError("is a link to another place, which is not followed")
+    if path.exists() and not path.is_file():
+        raise OSError(f"is {'a folder' if path.is_dir() else 'a pipe or a device'}, and no file")
 
 
 def refuse_link(path: Path) -> None:
@@ -219,10 +315,6 @@ def refuse_link(path: Path) -> None:
             f"{path} is a link to another place, and results are read and written in their folder "
             "alone: remove it, or copy what it names"
         )
-
-
-def _line(record: Record) -> bytes:
-    return record.model_dump_json(indent=None).encode() + b"\n"
 
 
 @contextlib.contextmanager
@@ -244,14 +336,51 @@ def writing(folder: Path) -> Iterator[None]:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that no reader, and no crash, ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
+    handle, name = _begin(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(handle, "wb") as file:  # locked until it has its name
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _begin(path: Path) -> tuple[int, str]:
+    """An empty file beside that path, locked: a handle, and its name."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
+        with contextlib.suppress(OSError):  # no locks here
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, name
+        os.close(handle)  # another process took it for one that was left, before it was locked
+
+
+def _remove_left(path: Path) -> None:
+    """Remove that file, unless somebody still writes it."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # gone, a link, or a file of somebody else
+        if path.is_symlink() or _old(path):
+            path.unlink(missing_ok=True)
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)  # still locked: see `_begin`
+    except BlockingIOError:
+        pass
+    except OSError:
+        if _old(path):
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
+def _old(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return abs(time.time() - path.lstat().st_mtime) > DEAD  # clocks are set back, too
+    return False

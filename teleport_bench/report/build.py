@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from teleport_bench.errors import UserError
-from teleport_bench.record import Record, Store
+from teleport_bench.record import Record, Records, Store
 from teleport_bench.record.store import SUITE_FILE, refuse_link, write_atomically, writing
 from teleport_bench.report import claims
 from teleport_bench.report.frame import Frame, frame, unlike
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from teleport_bench.report.figures import Drawing
 
 
-def open_report(folder: Path) -> tuple[Suite, dict[str, Record]]:
+def open_report(folder: Path) -> tuple[Suite, Records]:
     """The suite that was run into a folder, and the records that are there."""
     path = folder / SUITE_FILE
     refuse_link(path)
@@ -33,9 +33,10 @@ def open_report(folder: Path) -> tuple[Suite, dict[str, Record]]:
     return suite, load_records(suite, Store(folder))
 
 
-def load_records(suite: Suite, store: Store) -> dict[str, Record]:
+def load_records(suite: Suite, store: Store) -> Records:
     """The records of the suite's runs that are on disk, by run id."""
-    records: dict[str, Record] = {}
+    refuse_link(store.runs)
+    records = Records(store.faults)
     alone = suite.exhaustive
     for run in [*suite.tuning, *(alone.tuning if alone else ())]:
         if record := store.load(run.spec):

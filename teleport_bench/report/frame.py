@@ -12,6 +12,7 @@ import pandas as pd
 
 from teleport_bench.metrics import COSTS, ROUND_TIME, TO_TARGET, setting
 from teleport_bench.record import Record
+from teleport_bench.record.records import Chosen
 from teleport_bench.report.statistics import NO_STEP_SIZE
 from teleport_bench.shown import Item, Scalar, settings_of, show, value_of, varying
 from teleport_bench.spec import RunSpec, canonical
@@ -112,10 +113,10 @@ class Frame:
         return ", ".join([label, f"n = {spec.nodes}", *own])
 
     @property
-    def used(self) -> list[Record]:
+    def used(self) -> Chosen:
         """The records behind the report, tuning runs included, in the order of the suite."""
-        runs = [*self.suite.tuning, *self.reported]
-        return [self.records[r.spec.id] for r in runs if r.spec.id in self.records]
+        ids = [run.spec.id for run in (*self.suite.tuning, *self.reported)]
+        return Chosen(self.records, [key for key in ids if key in self.records])
 
 
 def unlike(frame: Frame) -> list[str]:
