@@ -27,6 +27,7 @@ from teleport_bench.registry import (
 )
 from teleport_bench.schedules import Factor
 from teleport_bench.topologies import Topology
+from teleport_bench.topologies.stochastic import checked
 
 MOST = 2**31 - 1
 """Of nodes, and of rounds."""
@@ -269,7 +270,10 @@ class RunSpec(StrictModel):
         return "the momentum of a node that is away would change" if self.momentum else None
 
     def _graphs(self) -> Topology:
-        return self.build_algorithm().graphs(self.topology, self.n_active, self.seed)
+        graphs = self.build_algorithm().graphs(self.topology, self.n_active, self.seed)
+        # columns of an algorithm's own graphs may sum to 1 in the mean only, as Epidemic Learning's
+        what = f"algorithm '{self.algorithm['name']}': its graph"
+        return checked(graphs, what, self.n_active, columns=False)
 
     def build_schedule(self) -> Factor:
         factor: Factor = SCHEDULES.build(self.schedule, self.rounds)

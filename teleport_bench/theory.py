@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import AfterValidator, Field
 
-from teleport_bench.errors import UserError
+from teleport_bench.errors import ComponentError, UserError
 from teleport_bench.registry import TOPOLOGIES, Choice, StrictModel
 from teleport_bench.topologies import topology
 from teleport_kernels import Mixing
@@ -150,6 +150,8 @@ def spectral_gaps(graph: str | Choice, sizes: Iterable[int]) -> dict[int, float]
 def _gap(choice: str, n: int) -> float | None:
     try:
         graph = topology(json.loads(choice), n)
+    except ComponentError:  # there is a graph, and it is wrong
+        raise
     except UserError:
         return None
     gap = gap_by_fourier(graph.mixings)
