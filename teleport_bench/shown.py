@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from teleport_bench.errors import UserError, nearest
-from teleport_bench.locator import Loc, Locator, brief
+from teleport_bench.locator import Locator, brief
 from teleport_bench.metrics import (
     AXES,
     COSTS,
@@ -20,6 +20,7 @@ from teleport_bench.metrics import (
     ROUNDS_TO_TARGET,
     TO_TARGET,
 )
+from teleport_bench.positions import Loc
 from teleport_bench.registry import StrictModel
 from teleport_bench.spec import RunSpec
 from teleport_bench.topologies import topology

@@ -25,7 +25,8 @@ from pydantic import (
 
 from teleport_bench import plugins
 from teleport_bench.errors import UserError, nearest
-from teleport_bench.locator import Loc, Locator, brief
+from teleport_bench.locator import Locator, brief
+from teleport_bench.positions import TOO_DEEP, Loc, Positions
 from teleport_bench.registry import ALGORITHMS, StrictModel, error_at
 from teleport_bench.shown import (
     Check,
@@ -38,7 +39,7 @@ from teleport_bench.shown import (
 )
 from teleport_bench.spec import RunSpec, build_algorithm, canonical
 from teleport_bench.theory import TheorySpec
-from teleport_bench.untrusted import TOO_DEEP, check_plain, filled, parsed
+from teleport_bench.untrusted import check_plain, filled, parsed, read
 
 Search = Literal["search", "best"]
 """How [tune] chooses k, as a method's `active`. search: all powers of two but the largest share a
@@ -175,11 +176,7 @@ class Suite:
         if scale not in get_args(Scale):
             raise UserError(f"unknown scale '{scale}'{nearest(str(scale), get_args(Scale))}")
         path = find(name)
-        try:
-            text = path.read_text("utf-8-sig")  # some editors begin a file with a mark
-        except (OSError, ValueError) as error:  # no UTF-8, or no name of a file
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"cannot read suite {path}: {reason}") from error
+        text = read(path)
         source = parsed(text, str(path))
         locator = Locator(str(path), text)
         check_plain(source, locator)
@@ -485,9 +482,8 @@ def _at_small_scale(source: dict[str, Any], where: Locator) -> dict[str, Any]:
     if not small or not isinstance(small, dict):
         raise UserError(f"{where.name} has no [small] table, so no other scale: leave --scale out")
     changes = []
-    lines = where.places()
     for path, value in _leaves(small, source):
-        where.overridden[path] = lines.get(("small", *path), "[small]")
+        where.overridden[path] = where.place(("small", *path)) or "[small]"
         full: Any = source
         for key in path:
             full = full.get(key) if isinstance(full, dict) else None
@@ -599,8 +595,11 @@ def _override(source: dict[str, Any], override: str) -> Loc:
         raise UserError(
             f"--set takes KEY=VALUE, as in rounds=50 or problem.dim=7, got {override!r}"
         )
+    assignment = f"value = {text.strip()}"
+    if fault := Positions.of(assignment).fault:
+        raise UserError(f"--set {key}: {fault[1]}")
     try:
-        given = tomllib.loads(f"value = {text.strip()}")
+        given = tomllib.loads(assignment)
         value = given["value"] if len(given) == 1 else text.strip()
     except ValueError:
         value = text.strip()  # a bare word is a string
