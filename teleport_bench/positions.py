@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import tomllib
 from dataclasses import dataclass, field
@@ -43,7 +44,9 @@ class Positions:
     """Line and message of what is too deep or too long to be read any further."""
 
     @classmethod
+    @functools.lru_cache(maxsize=2)
     def of(cls, text: str) -> Positions:
+        """Not to be changed: a text that is asked for again gives the same object."""
         positions = cls()
         try:
             _Pass(text, positions).run()

@@ -35,6 +35,10 @@ Choice = dict[str, Any]
 """A chosen component: its name under "name", beside its options, each with its value."""
 
 
+MOST_UNKNOWN = 20
+"""Unknown keys of one table that are told at a time."""
+
+
 class StrictModel(BaseModel):
     """A model that refuses unknown keys, naming the nearest known one, infinite numbers, and texts
     and truth values in the place of numbers: pydantic would read "0.1" and true as numbers."""
@@ -48,7 +52,7 @@ class StrictModel(BaseModel):
     def _refuse_unknown_keys(cls, data: Any) -> Any:
         if isinstance(data, dict):
             known = cls.model_fields
-            unknown = [key for key in data if key not in known]
+            unknown = [key for key in data if key not in known][:MOST_UNKNOWN]
             if unknown:
                 raise error_at(
                     *((key, f"unknown key '{key}'{nearest(key, known)}") for key in unknown)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import itertools
 import json
+import math
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -25,7 +27,7 @@ from pydantic import (
 
 from teleport_bench import plugins
 from teleport_bench.errors import UserError, nearest
-from teleport_bench.locator import Locator, brief
+from teleport_bench.locator import MOST_SHOWN, Locator, brief
 from teleport_bench.positions import TOO_DEEP, Loc, Positions
 from teleport_bench.registry import ALGORITHMS, StrictModel, error_at
 from teleport_bench.shown import (
@@ -48,9 +50,21 @@ network for T rounds, then the largest has it for T more. best: each has a netwo
 Scale = Literal["full", "small"]
 
 
-Values = Annotated[list[Any], Field(min_length=1)]
+def _each_once(values: list[Any]) -> list[Any]:
+    if len({canonical(value) for value in values}) < len(values):
+        raise UserError("expected each value once, as runs that are the same would count twice")
+    return values
+
+
+Values = Annotated[list[Any], Field(min_length=1), AfterValidator(_each_once)]
 
 MAX_RUNS = 100_000
+
+MOST_ITEMS = 500
+"""Methods of a suite, and tables, figures, claims and profiles, of each."""
+
+T = TypeVar("T")
+Items = Annotated[list[T], Field(max_length=MOST_ITEMS)]
 
 TOGETHER = "*"
 """The key of a grid whose values are tables of settings that go together."""
@@ -114,7 +128,7 @@ class SuiteSpec(StrictModel):
     about: str = ""
     run: dict[str, Any] = {}
     grid: dict[str, Values] = {}
-    method: list[dict[str, Any]] = []
+    method: Items[dict[str, Any]] = []
     set: dict[str, Any] = {}
     small: dict[str, Any] = {}
     scale_note: str | None = None
@@ -123,10 +137,10 @@ class SuiteSpec(StrictModel):
     equal: Literal["rounds", "epochs"] = "rounds"
     duration: dict[str, str] = {}
     network: dict[str, Any] = {}
-    table: list[TableSpec] = []
-    figure: list[FigureSpec] = []
-    claim: list[ClaimSpec] = []
-    profile: list[ProfileSpec] = []
+    table: Items[TableSpec] = []
+    figure: Items[FigureSpec] = []
+    claim: Items[ClaimSpec] = []
+    profile: Items[ProfileSpec] = []
     theory: MeasuredTheory | None = None
 
     @model_validator(mode="after")
@@ -213,6 +227,7 @@ class Suite:
             for place in ("run", "grid", "set"):
                 if "lr" in getattr(spec, place):
                     raise UserError(where.at((place, "lr"), "[tune] chooses lr: leave lr out here"))
+        self._check_size(where)
         method_of: dict[str, int] = {}
         for i, raw in enumerate(spec.method):
             for label in self._expand_method(i, raw, where):
@@ -254,13 +269,7 @@ class Suite:
         base = _merge(self.spec.run, own)
         if method.search:
             self._check_choosable(base.get("algorithm"), i, where)
-        # what a method says itself is not varied by the suite's grid, and what --set says by none
-        grid = {k: v for k, v in self.spec.grid.items() if not _has(own, k.split("."))}
-        grid = {
-            k: v
-            for k, v in (grid | method.grid).items()
-            if not any(k == key or k.startswith(f"{key}.") for key in self.spec.set)
-        }
+        grid = self._grid(own, method.grid)
 
         def spec_of(cell: dict[str, Any], **trial: Any) -> RunSpec:
             merged = copy.deepcopy(base)
@@ -301,9 +310,38 @@ class Suite:
                     for lr, seed in itertools.product(tune.lr, tune.seeds):
                         trial = first_trial.varied(lr=lr, seed=seed)
                         self.tuning.append(dataclasses.replace(planned, spec=trial))
-            if len(self.all_runs()) > MAX_RUNS:
+            if len(self.tuning) + len(self._reported) > MAX_RUNS:
                 raise UserError(f"{where.name}: more than {MAX_RUNS} runs: make the grid smaller")
         return [run.label for run in self._reported[first:]]
+
+    def _grid(self, own: dict[str, Any], of_method: dict[str, Any]) -> dict[str, Any]:
+        """What a method's runs vary: what it says itself is not varied by the suite's grid, and
+        what --set says by none."""
+        grid: dict[str, Any] = {
+            k: v for k, v in self.spec.grid.items() if not _has(own, k.split("."))
+        }
+        return {
+            k: v
+            for k, v in (grid | of_method).items()
+            if not any(k == key or k.startswith(f"{key}.") for key in self.spec.set)
+        }
+
+    def _check_size(self, where: Locator) -> None:
+        """Count the runs before any is made; of tuning those that are there whatever else is."""
+        runs, tune = 0, self.spec.tune
+        for i, raw in enumerate(self.spec.method):
+            of_method = raw.get("grid")
+            grid = self._grid(raw, of_method if isinstance(of_method, dict) else {})
+            sizes = {key: len(v) for key, v in grid.items() if isinstance(v, list)}
+            runs += math.prod(sizes.values())
+            if tune:
+                shared = ("seed", "eval_every", TOGETHER)
+                cells = math.prod(size for key, size in sizes.items() if key not in shared)
+                runs += cells * len(tune.lr) * len(tune.seeds)
+            if runs > MAX_RUNS:
+                places: list[Loc] = [("method", i, "grid"), ("grid",), ("tune",)]
+                too_many = f"more than {MAX_RUNS} runs: make the grid smaller"
+                raise UserError(where.best(places, too_many))
 
     def _check_active(self, active: Any, grid: Any, where: Locator, i: int) -> None:
         """Where a k to be chosen is misspelt, or stands in a grid."""
@@ -460,10 +498,12 @@ def find(name: str) -> Path:
     if name in suites:
         return suites[name]
     path = Path(name)
-    if path.suffix == ".toml" or path.exists():
-        return path
+    with contextlib.suppress(OSError, ValueError):  # longer than any name, or with a zero byte
+        if path.suffix == ".toml" or path.exists():
+            return path
     raise UserError(
-        f"unknown suite '{name}'{nearest(name, suites)}; or give the path of a .toml file"
+        f"unknown suite {brief(name)}{nearest(name[:MOST_SHOWN], suites)}; or give the path of a "
+        ".toml file"
     )
 
 

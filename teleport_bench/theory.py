@@ -36,7 +36,7 @@ def _ascending(values: list[int]) -> list[int]:
 
 
 # of nodes, every graph of these is built; of rounds, floats are taken
-Listed = Annotated[list[T], Field(min_length=1), AfterValidator(_ascending)]
+Listed = Annotated[list[T], Field(min_length=1, max_length=100), AfterValidator(_ascending)]
 Sizes = Listed[Annotated[int, Field(gt=0, le=2**20)]]
 Rounds = Listed[Annotated[int, Field(gt=0, le=10**18)]]
 
@@ -68,7 +68,7 @@ class TheorySpec(Constants):
 
     nodes: Sizes = [8, 32, 128]
     rounds: Rounds = [100, 10_000, 1_000_000]
-    topologies: Annotated[list[TOPOLOGIES.field()], Field(min_length=1)] = [  # type: ignore[valid-type]
+    topologies: Annotated[list[TOPOLOGIES.field()], Field(min_length=1, max_length=100)] = [  # type: ignore[valid-type]
         "ring",
         "torus",
         "exponential",

@@ -15,7 +15,7 @@ from teleport_bench.errors import UserError
 from teleport_bench.locator import Locator, brief
 from teleport_bench.positions import DEEPEST, MOST_DIGITS, TOO_DEEP, Loc, Positions
 
-MOST_BYTES = 2**18
+MOST_BYTES = 2**17
 """Of a suite file; the longest of the package has 4,000."""
 
 MOST_LABEL = 200

@@ -187,7 +187,7 @@ def test_what_is_no_toml_is_passed_too(text: str) -> None:
     assert not lines or 1 <= min(lines) <= max(lines) <= text.count("\n") + 1
 
 
-LONG = 2**18
+LONG = 2**17
 
 HOSTILE = {
     # each took quadratic time or more by some way of looking for keys
