@@ -33,6 +33,12 @@ MOST = 2**31 - 1
 """Of nodes, and of rounds."""
 Count = Annotated[int, Field(gt=0, le=MOST, strict=True)]
 
+MOST_DRAWN = 2**28
+"""Of what conditions draw for a period: nodes times rounds, and weights."""
+
+MOST_PERIOD = 2**18
+"""Rounds of it, each with a matrix of its own."""
+
 MOST_LOOKS = 100_000
 """Evaluations of a run, and looks at its target: each is a number in memory and in the record."""
 
@@ -170,6 +176,8 @@ class RunSpec(StrictModel):
                 build()
             except UserError as error:
                 raise error_at((key, str(error))) from None
+        if too_long := self._too_long():
+            raise error_at(too_long)
         if self.stop and self.stop.metric not in (known := self.known_metrics()):
             message = f"unknown metric '{self.stop.metric}'{nearest(self.stop.metric, known)}"
             raise error_at(("stop", message))
@@ -257,6 +265,26 @@ class RunSpec(StrictModel):
     def _rows_away(self) -> Away | None:
         """Where rows stay at their nodes, they are away with them."""
         return self.away if self.build_algorithm().activation == "all" else None
+
+    def _too_long(self) -> tuple[str, str] | None:
+        """The key of a condition whose period is more than can be drawn, and the message."""
+        if self.away and self.away.period * self.nodes > MOST_DRAWN:
+            return "away", (
+                f"{self.away.period} rounds of {self.nodes} nodes are drawn for spells of "
+                f"{self.away.spell:g} rounds, expected at most {MOST_DRAWN:,} together: take "
+                "shorter spells or fewer nodes"
+            )
+        if not self.loss and not self._rows_away:
+            return None
+        graphs, period = self._graphs(), self.period
+        drawn = period * (1 + graphs.mixing(0).nnz)
+        if period > MOST_PERIOD or drawn > MOST_DRAWN:
+            return "away" if self._rows_away else "loss", (
+                f"graphs come again after {period:,} rounds under these conditions, with "
+                f"{drawn:.2g} weights to draw, expected at most {MOST_PERIOD:,} and "
+                f"{MOST_DRAWN:,}: take shorter spells, fewer nodes, or a topology of a shorter period"
+            )
+        return None
 
     def _never_away(self, method: Algorithm) -> str | None:
         """Why nodes cannot be away, in words."""

@@ -20,6 +20,9 @@ from teleport_bench.seeds import generator
 
 Shards = NDArray[np.integer]
 
+MOST_DEALT = 2**30
+"""Samples of all nodes together, of four bytes each."""
+
 
 def deal(choice: Choice, labels: Labels, n_nodes: int, seed: int) -> Shards:
     """(n_nodes, shard_size) sample ids.
@@ -36,7 +39,13 @@ def deal(choice: Choice, labels: Labels, n_nodes: int, seed: int) -> Shards:
 def check_split(choice: Choice, n_samples: int, n_nodes: int) -> int:
     """The shard size, at least 1, or a UserError: `samples`, or N // n_nodes."""
     if "samples" in choice:
-        return int(choice["samples"])
+        samples = int(choice["samples"])
+        if samples * n_nodes > MOST_DEALT:
+            raise UserError(
+                f"{samples:,} samples for each of {n_nodes:,} nodes, expected at most "
+                f"{MOST_DEALT:,} in all: take fewer samples or fewer nodes"
+            )
+        return samples
     if n_nodes > n_samples:
         raise UserError(
             f"{n_samples} training samples cannot be dealt out to {n_nodes} nodes: take at most "
