@@ -122,6 +122,11 @@ class Registry(Generic[C]):
     def register(self, name: str) -> Callable[[C], C]:
         """Decorator: register a function or class under a name."""
 
+        if not (isinstance(name, str) and name.strip() and name.isprintable() and len(name) <= 64):
+            raise UserError(
+                f"a {self.kind} is registered under a name of 1 to 64 characters, got {name!r:.80}"
+            )
+
         def decorate(component: C) -> C:
             if name in self._entries:
                 first = self._entries[name].component.__module__
@@ -227,6 +232,11 @@ def _options_of(component: Callable[..., Any]) -> type[StrictModel]:
     hints = get_type_hints(function, include_extras=True)
     options = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
     for p in options:
+        if p.name == "name":
+            raise UserError(
+                f"option 'name' of {component.__name__}: that key of a table is the component's "
+                "own name; call the option something else"
+            )
         if p.name not in hints:
             raise UserError(
                 f"option '{p.name}' of {component.__name__} has no type, by which its values are "

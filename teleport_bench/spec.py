@@ -282,7 +282,7 @@ class RunSpec(StrictModel):
             return "away" if self._rows_away else "loss", (
                 f"graphs come again after {period:,} rounds under these conditions, with "
                 f"{drawn:.2g} weights to draw, expected at most {MOST_PERIOD:,} and "
-                f"{MOST_DRAWN:,}: take shorter spells, fewer nodes, or a topology of a shorter period"
+                f"{MOST_DRAWN:,}: take shorter spells, fewer nodes, or graphs of a shorter period"
             )
         return None
 

@@ -41,7 +41,7 @@ from teleport_bench.shown import (
 )
 from teleport_bench.spec import RunSpec, build_algorithm, canonical
 from teleport_bench.theory import TheorySpec
-from teleport_bench.untrusted import check_plain, filled, parsed, read
+from teleport_bench.untrusted import check_name, check_plain, filled, parsed, read
 
 Search = Literal["search", "best"]
 """How [tune] chooses k, as a method's `active`. search: all powers of two but the largest share a
@@ -228,6 +228,7 @@ class Suite:
                 if "lr" in getattr(spec, place):
                     raise UserError(where.at((place, "lr"), "[tune] chooses lr: leave lr out here"))
         self._check_size(where)
+        self._check_varied(where)
         method_of: dict[str, int] = {}
         for i, raw in enumerate(spec.method):
             for label in self._expand_method(i, raw, where):
@@ -326,6 +327,14 @@ class Suite:
             if not any(k == key or k.startswith(f"{key}.") for key in self.spec.set)
         }
 
+    def _check_varied(self, where: Locator) -> None:
+        """Refuse a list of [grid] that no method takes."""
+        for key in self.spec.grid:
+            path = key.split(".")
+            if self.spec.method and all(_has(raw, path) for raw in self.spec.method):
+                message = f"every method says {key} itself, so none takes this list: leave it out"
+                raise UserError(where.at(("grid", key), f"{key}: {message}"))
+
     def _check_size(self, where: Locator) -> None:
         """Count the runs before any is made; of tuning those that are there whatever else is."""
         runs, tune = 0, self.spec.tune
@@ -388,7 +397,7 @@ class Suite:
         if any(run.search for run in self._reported):
             chosen |= {"active", "share"}
         runs = [(run.label, run.spec) for run in self._reported]
-        check = Check(runs, chosen, self.spec.network, where)
+        check = Check(runs, chosen, self.spec.network, where, small=self.scale_note is not None)
         if tune:
             check.evaluated(tune.metric, "no step size is chosen by it", ("tune", "metric"))
         check.tables(self.spec.table)
@@ -397,6 +406,7 @@ class Suite:
         if self.spec.theory and (measured := self.spec.theory.measured):
             check.evaluated(measured, "no best k is found by it", ("theory", "measured"))
         check.profiles(self.spec.profile)
+        check.network_used()
 
     def reported(self, chosen: Mapping[str, Mapping[str, Any]] | None = None) -> list[PlannedRun]:
         """The runs that tables and figures show, at the chosen settings of each cell.
@@ -420,7 +430,9 @@ class Suite:
             return None
         searching = [raw for raw in self.spec.method if raw.get("active") == "search"]
         source = self.source | {"method": [raw | {"active": "best"} for raw in searching]}
-        return Suite.from_source(self.name, {**source, "table": [], "figure": [], "claim": []})
+        return Suite.from_source(
+            self.name, {**source, "table": [], "figure": [], "claim": [], "network": {}}
+        )
 
     def planned(self) -> list[PlannedRun]:
         """The reported runs before `lr`, and `active` where it is searched for, are chosen."""
@@ -511,8 +523,13 @@ def suite_name(name: str, scale: Scale = "full") -> str:
     """The folder of a suite's results: the built-in name, or the file's without its ending, and
     the scale unless it is full."""
     stem = name if name in built_in() else Path(name).stem
-    if stem == "..":
+    if not stem.strip("."):
         raise UserError(f"{name}: results would lie outside of their folder: rename the file")
+    if name not in built_in():
+        try:
+            check_name(stem)
+        except UserError as error:
+            raise UserError(f"{brief(name)}, by which results are named: {error}") from None
     return stem if scale == "full" else f"{stem}-{scale}"
 
 

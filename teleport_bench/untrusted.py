@@ -21,6 +21,12 @@ MOST_BYTES = 2**17
 MOST_LABEL = 200
 """Characters of a label, before and after it is filled in."""
 
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+"""Devices of Windows, whatever ending their name has."""
+
+MOST_NAME = 200
+"""Bytes of a file's name, to which endings are added."""
+
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 """No terminal, SVG or file is to get these."""
 
@@ -93,6 +99,21 @@ def check_plain(source: Mapping[str, Any], where: Locator) -> None:
         elif value is not None and not isinstance(value, bool | int | float):
             message = f"a suite has no dates or times, got {value}: write it as a text, in quotes"
             raise UserError(where.at(place, f"{_dotted(place)}: {message}"))
+
+
+def check_name(name: str) -> str:
+    """The name of a file or folder to be written; UserError where some system has no such file."""
+    if not name.strip(". "):
+        why = "it is empty, or of dots and spaces alone"
+    elif name != name.strip(" ").rstrip("."):
+        why = "it begins or ends with a space, or ends with a dot"
+    elif RESERVED.fullmatch(name):
+        why = "Windows has a device of that name"
+    elif UNPRINTABLE.search(name) or len(name.encode("utf-8", "replace")) > MOST_NAME:
+        why = f"it has control characters, or more than {MOST_NAME} bytes"
+    else:
+        return name
+    raise UserError(f"{brief(name)} is no name of a file everywhere ({why}): take another name")
 
 
 def _check_text(text: str, place: Loc, where: Locator) -> None:
