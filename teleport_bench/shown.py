@@ -272,7 +272,6 @@ class Check:
         self._settings = [settings_of(spec) for _, spec in self.runs]
         self._files: dict[str, str] = {}
         """Of the names of tables and figures, in small letters, their kinds."""
-        self._costly = False
 
     def evaluated(self, name: str, why: str, place: Loc) -> None:
         """A metric that records hold, and not one that is measured or computed of a whole run."""
@@ -437,7 +436,6 @@ class Check:
                 message = "nothing here is computed by a network: show time or bytes, or leave it "
                 raise UserError(self.where.at((*place, "network"), f"network: {message}out"))
             return
-        self._costly = True
         from teleport_bench.network import Network
 
         try:
@@ -451,12 +449,6 @@ class Check:
             except UserError as error:
                 where = [(*place, "network", "preferred"), ("network", "preferred")]
                 raise UserError(self.where.best(where, f"network.preferred: {error}")) from None
-
-    def network_used(self) -> None:
-        """Refuse a [network] by which nothing is computed, after all items were checked."""
-        if self.network and not self._costly:
-            message = f"no table, figure, claim or profile shows {', '.join(COSTS)}: show one of "
-            raise UserError(self.where.at(("network",), f"network: {message}them, or leave it out"))
 
     def _key(self, key: str, shown: Sequence[int], place: Loc, more: Collection[str] = ()) -> None:
         there = [set(keys_of(self._settings[j])) for j in shown]

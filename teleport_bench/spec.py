@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 from teleport_bench.activation import draw_holders
 from teleport_bench.algorithms import Algorithm
 from teleport_bench.conditions import Away, absence, conditioned, period
-from teleport_bench.errors import UserError, nearest
+from teleport_bench.errors import ComponentError, UserError, nearest
 from teleport_bench.problems import Member, Problem
 from teleport_bench.registry import (
     ALGORITHMS,
@@ -171,7 +171,11 @@ class RunSpec(StrictModel):
                     f"every {-(-self.rounds // MOST_LOOKS)} or more"
                 )
                 raise error_at((key, message))
-        for key, build in (("topology", self._graphs), ("problem", self.build_problem)):
+        for key, build in (
+            ("topology", self._graphs),
+            ("problem", self.build_problem),
+            ("schedule", self.build_schedule),
+        ):
             try:
                 build()
             except UserError as error:
@@ -305,6 +309,11 @@ class RunSpec(StrictModel):
 
     def build_schedule(self) -> Factor:
         factor: Factor = SCHEDULES.build(self.schedule, self.rounds)
+        if not callable(factor):
+            raise ComponentError(
+                f"schedule '{self.schedule['name']}' gives {factor!r:.80}, expected a function of "
+                "the round that gives the factor on the step size"
+            )
         return factor
 
     def build_problem(self) -> Problem:

@@ -228,7 +228,6 @@ class Suite:
                 if "lr" in getattr(spec, place):
                     raise UserError(where.at((place, "lr"), "[tune] chooses lr: leave lr out here"))
         self._check_size(where)
-        self._check_varied(where)
         method_of: dict[str, int] = {}
         for i, raw in enumerate(spec.method):
             for label in self._expand_method(i, raw, where):
@@ -327,14 +326,6 @@ class Suite:
             if not any(k == key or k.startswith(f"{key}.") for key in self.spec.set)
         }
 
-    def _check_varied(self, where: Locator) -> None:
-        """Refuse a list of [grid] that no method takes."""
-        for key in self.spec.grid:
-            path = key.split(".")
-            if self.spec.method and all(_has(raw, path) for raw in self.spec.method):
-                message = f"every method says {key} itself, so none takes this list: leave it out"
-                raise UserError(where.at(("grid", key), f"{key}: {message}"))
-
     def _check_size(self, where: Locator) -> None:
         """Count the runs before any is made; of tuning those that are there whatever else is."""
         runs, tune = 0, self.spec.tune
@@ -406,7 +397,6 @@ class Suite:
         if self.spec.theory and (measured := self.spec.theory.measured):
             check.evaluated(measured, "no best k is found by it", ("theory", "measured"))
         check.profiles(self.spec.profile)
-        check.network_used()
 
     def reported(self, chosen: Mapping[str, Mapping[str, Any]] | None = None) -> list[PlannedRun]:
         """The runs that tables and figures show, at the chosen settings of each cell.
@@ -430,9 +420,7 @@ class Suite:
             return None
         searching = [raw for raw in self.spec.method if raw.get("active") == "search"]
         source = self.source | {"method": [raw | {"active": "best"} for raw in searching]}
-        return Suite.from_source(
-            self.name, {**source, "table": [], "figure": [], "claim": [], "network": {}}
-        )
+        return Suite.from_source(self.name, {**source, "table": [], "figure": [], "claim": []})
 
     def planned(self) -> list[PlannedRun]:
         """The reported runs before `lr`, and `active` where it is searched for, are chosen."""

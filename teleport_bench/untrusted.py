@@ -109,7 +109,7 @@ def check_name(name: str) -> str:
         why = "it begins or ends with a space, or ends with a dot"
     elif RESERVED.fullmatch(name):
         why = "Windows has a device of that name"
-    elif UNPRINTABLE.search(name) or len(name.encode("utf-8", "replace")) > MOST_NAME:
+    elif not name.isprintable() or len(name.encode("utf-8", "replace")) > MOST_NAME:
         why = f"it has control characters, or more than {MOST_NAME} bytes"
     else:
         return name

@@ -7,14 +7,14 @@ and may give a sample to several nodes.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
 from teleport_bench.data.dataset import Labels
-from teleport_bench.errors import UserError
+from teleport_bench.errors import ComponentError, UserError
 from teleport_bench.registry import PARTITIONS, Choice
 from teleport_bench.seeds import generator
 
@@ -33,7 +33,22 @@ def deal(choice: Choice, labels: Labels, n_nodes: int, seed: int) -> Shards:
     shard_size = check_split(choice, len(labels), n_nodes)
     rng = generator(seed, "partition", nodes=n_nodes)
     shards: Shards = PARTITIONS.build(choice, labels, n_nodes, shard_size, rng)
+    _check_shards(shards, f"partition '{choice['name']}'", (n_nodes, shard_size), len(labels))
     return shards
+
+
+def _check_shards(shards: Any, what: str, shape: tuple[int, int], n_samples: int) -> None:
+    """ComponentError unless these are sample ids, so many a node: engines read what they name."""
+    if not isinstance(shards, np.ndarray):
+        got = "None" if shards is None else type(shards).__name__
+        raise ComponentError(f"{what} gives {got}, expected an array of sample ids")
+    if shards.shape != shape or not np.issubdtype(shards.dtype, np.integer):
+        raise ComponentError(
+            f"{what} gives {shards.dtype} of shape {shards.shape}, expected {shape} integers"
+        )
+    for extreme in (shards.min(initial=0), shards.max(initial=0)):
+        if not 0 <= extreme < n_samples:
+            raise ComponentError(f"{what} deals sample {extreme}, expected 0..{n_samples - 1}")
 
 
 def check_split(choice: Choice, n_samples: int, n_nodes: int) -> int:
