@@ -40,7 +40,7 @@ class Away(StrictModel):
     """
 
     share: float = Field(ge=0, lt=1)
-    spell: float = Field(ge=1)
+    spell: float = Field(ge=1, le=10_000)
 
     @model_validator(mode="after")
     def _possible(self) -> Away:

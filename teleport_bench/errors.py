@@ -14,6 +14,10 @@ class UserError(ValueError):
     """A mistake in what the user gave; the message says what was got, expected, and what to do."""
 
 
+class ComponentError(UserError):
+    """A component of the user's own that does not give what it must, for any choice of options."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'ring'? Known: ring, star, torus`; no guess where none is near."""
     known = sorted(known)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
-Loc = tuple[str | int, ...]
-"""The path of a setting: keys, and positions in arrays of tables."""
+from teleport_bench.positions import Loc, Positions
 
 
 @dataclass
@@ -23,9 +22,10 @@ class Locator:
     """Settings that did not come from the file, and where they came from."""
 
     def explain(self, error: ValidationError, places: Callable[[Loc], list[Loc]]) -> str:
-        """All mistakes, one a line, each with its place."""
+        """All mistakes, or the first of very many, one a line, each with its place."""
         lines = []
-        for problem in error.errors(include_url=False):
+        problems = error.errors(include_url=False)
+        for problem in problems[:MOST_MISTAKES]:
             loc: Loc = tuple(problem["loc"])
             message = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "missing":
@@ -34,55 +34,41 @@ class Locator:
                 message = f"{message[0].lower()}{message[1:]}, got {brief(problem['input'])}"
             dotted = ".".join(map(str, loc)) or "suite"
             lines.append(self.best(places(loc), f"{dotted}: {message}"))
+        if len(problems) > MOST_MISTAKES:
+            lines.append(f"and {len(problems) - MOST_MISTAKES:,} mistakes more")
         return "\n".join(dict.fromkeys(lines))
 
     def best(self, candidates: Sequence[Loc], message: str) -> str:
         """The message at the candidate of which most of the path is given in the file."""
-        known = self.places()
 
         def missing(place: Loc) -> float:
-            if any("." in str(key) for key in place) and place not in known:
+            if any("." in str(key) for key in place) and not self._given(place):
                 return math.inf  # a dotted key is there as it stands, or not at all
-            return min(len(place) - d for d in range(len(place) + 1) if not d or place[:d] in known)
+            known = (d for d in range(len(place), 0, -1) if self._given(place[:d]))
+            return len(place) - next(known, 0)
 
         return self.at(min(candidates, key=missing), message)
 
     def at(self, place: Loc, message: str) -> str:
         """The message behind the file and the line of that setting, or of its nearest parent."""
-        known = self.places()
         for depth in range(len(place), 0, -1):
-            if place[:depth] in known:
-                return f"{self.name}, {known[place[:depth]]}: {message}"
+            if there := self.place(place[:depth]):
+                return f"{self.name}, {there}: {message}"
         return f"{self.name}: {message}"
 
-    def places(self) -> dict[Loc, str]:
-        """Where every setting is given: its line, or what overrides it."""
-        lines: dict[Loc, str] = {}
-        for key, number in self._keys():
-            lines.setdefault(key, f"line {number}")
-        return lines | self.overridden
+    def place(self, place: Loc) -> str | None:
+        """Where a setting is given: what overrides it, or its line; None where it is not."""
+        if place in self.overridden:
+            return self.overridden[place]
+        number = self._positions.given.get(place) or self._positions.implied.get(place)
+        return f"line {number}" if number else None
 
-    def _keys(self) -> Iterator[tuple[Loc, int]]:
-        header: Loc = ()
-        counts: dict[str, int] = {}
-        for number, line in enumerate(self.text.splitlines(), start=1):
-            if match := re.match(r"\s*\[\[\s*([^\]]+?)\s*\]\]", line):
-                name = match[1]
-                header = (name, counts.get(name, 0))
-                counts[name] = header[1] + 1
-                yield (name,), number
-                yield header, number
-            elif match := re.match(r"\s*\[\s*([^\]]+?)\s*\]", line):
-                parts = _split(match[1])
-                inside = counts.get(parts[0])
-                header = (parts[0], inside - 1, *parts[1:]) if inside else tuple(parts)
-                yield header, number
-            elif match := re.match(r"\s*([\w.\"'-]+)\s*=(.*)", line):
-                key = (*header, *_split(match[1]))
-                yield key, number
-                # keys of an inline table stand on the same line
-                for inner in re.finditer(r"[{,]\s*([\w.\"-]+)\s*=", match[2]):
-                    yield (*key, *_split(inner[1])), number
+    def _given(self, place: Loc) -> bool:
+        return self.place(place) is not None
+
+    @functools.cached_property
+    def _positions(self) -> Positions:
+        return Positions.of(self.text)
 
 
 def brief(value: object) -> str:
@@ -93,8 +79,5 @@ def brief(value: object) -> str:
 
 MOST_SHOWN = 120
 
-
-def _split(dotted: str) -> list[str]:
-    if dotted.startswith(('"', "'")):
-        return [dotted.strip("\"'")]
-    return [part.strip().strip("\"'") for part in dotted.split(".")]
+MOST_MISTAKES = 20
+"""Of one file that are told at a time."""

@@ -29,6 +29,10 @@ GROUP = "teleport_bench.plugins"
 is first asked for."""
 
 
+MOST_BYTES = 2**24
+"""Of a plugin's file."""
+
+
 @dataclass(frozen=True)
 class Plugin:
     """What was loaded. version: the file's SHA-256, or the version of the installed package."""
@@ -52,7 +56,12 @@ def load_plugin(path: str | Path) -> None:
     if path.suffix != ".py":
         raise UserError(f"a plugin is a Python file (.py), got {str(path)!r}")
     try:
-        content = path.read_bytes()
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f"cannot read plugin {path}: no regular file; give the path of one")
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise UserError(f"plugin {path} has more than {MOST_BYTES:,} bytes: is it Python?")
     except OSError as error:
         raise UserError(
             f"cannot read plugin {path}: {error.strerror or error}; give the path of a Python file"

@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, get_type_hints
 
 from pydantic import (
@@ -26,11 +28,15 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from teleport_bench.errors import UserError, nearest
+from teleport_bench.errors import FULL, ComponentError, UserError, nearest
 
 C = TypeVar("C", bound=Callable[..., Any])
 Choice = dict[str, Any]
 """A chosen component: its name under "name", beside its options, each with its value."""
+
+
+MOST_UNKNOWN = 20
+"""Unknown keys of one table that are told at a time."""
 
 
 class StrictModel(BaseModel):
@@ -49,7 +55,7 @@ class StrictModel(BaseModel):
     def _refuse_unknown_keys(cls, data: Any) -> Any:
         if isinstance(data, dict):
             known = cls.model_fields
-            unknown = [key for key in data if key not in known]
+            unknown = [key for key in data if key not in known][:MOST_UNKNOWN]
             if unknown:
                 raise error_at(
                     *((key, f"unknown key '{key}'{nearest(key, known)}") for key in unknown)
@@ -130,13 +136,19 @@ class Registry(Generic[C]):
     """The components of one kind; the modules of its package, and the plugins of installed ones,
     are imported on first use."""
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, package: str, gives: str | None = None) -> None:
         self.kind = kind
         self._package: str | None = package
+        self._gives = (package, gives) if gives else None
         self._entries: dict[str, Entry[C]] = {}
 
     def register(self, name: str) -> Callable[[C], C]:
         """Decorator: register a function or class under a name."""
+
+        if not (isinstance(name, str) and name.strip() and name.isprintable() and len(name) <= 64):
+            raise UserError(
+                f"a {self.kind} is registered under a name of 1 to 64 characters, got {name!r:.80}"
+            )
 
         def decorate(component: C) -> C:
             if name in self._entries:
@@ -180,9 +192,36 @@ class Registry(Generic[C]):
         return {"name": entry.name, **entry.options.model_validate(options).model_dump()}
 
     def build(self, choice: Choice, *args: Any) -> Any:
-        """Call the chosen component with args and its options; the choice must be resolved."""
+        """Call the chosen component with args and its options; the choice must be resolved.
+
+        Raises ComponentError where one from outside of the package raises anything but a UserError
+        or a ValueError, or gives something of another type than its kind has.
+        """
         options = {key: value for key, value in choice.items() if key != "name"}
-        return self[choice["name"]].component(*args, **options)
+        component = self[choice["name"]].component
+        own = component.__module__.startswith("teleport_bench.")
+        what = f"{self.kind} '{choice['name']}'"
+        try:
+            built = component(*args, **options)
+        except UserError:
+            raise
+        except ValueError as error:
+            if own:
+                raise
+            raise UserError(f"{what}: {error}") from error
+        except Exception as error:
+            if own or (isinstance(error, OSError) and error.errno in FULL):
+                raise
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{Path(frame.filename).name}, line {frame.lineno}"
+            raise ComponentError(f"{what}: {place}: {type(error).__name__}: {error}") from error
+        if self._gives:
+            package, name = self._gives
+            expected = getattr(importlib.import_module(package), name)
+            if not isinstance(built, expected):
+                got = "None" if built is None else f"a {type(built).__name__}"
+                raise ComponentError(f"{what} gives {got}, expected a {name}")
+        return built
 
     def field(self) -> Any:
         """The type of a pydantic field that holds a choice from this registry."""
@@ -216,6 +255,11 @@ def _options_of(component: Callable[..., Any]) -> type[StrictModel]:
     hints = get_type_hints(function, include_extras=True)
     options = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
     for p in options:
+        if p.name == "name":
+            raise UserError(
+                f"option 'name' of {component.__name__}: that key of a table is the component's "
+                "own name; call the option something else"
+            )
         if p.name not in hints:
             raise UserError(
                 f"option '{p.name}' of {component.__name__} has no type, by which its values are "
@@ -227,11 +271,11 @@ def _options_of(component: Callable[..., Any]) -> type[StrictModel]:
     return create_model(f"{component.__name__}Options", __base__=StrictModel, **fields)
 
 
-ALGORITHMS: Registry[Any] = Registry("algorithm", "teleport_bench.algorithms")
+ALGORITHMS: Registry[Any] = Registry("algorithm", "teleport_bench.algorithms", "Algorithm")
 TOPOLOGIES: Registry[Any] = Registry("topology", "teleport_bench.topologies")
-PROBLEMS: Registry[Any] = Registry("problem", "teleport_bench.problems")
-MODELS: Registry[Any] = Registry("model", "teleport_bench.models")
-DATA: Registry[Any] = Registry("data set", "teleport_bench.data")
+PROBLEMS: Registry[Any] = Registry("problem", "teleport_bench.problems", "Problem")
+MODELS: Registry[Any] = Registry("model", "teleport_bench.models", "Network")
+DATA: Registry[Any] = Registry("data set", "teleport_bench.data", "Dataset")
 PARTITIONS: Registry[Any] = Registry("partition", "teleport_bench.data")
 SCHEDULES: Registry[Any] = Registry("schedule", "teleport_bench.schedules")
 

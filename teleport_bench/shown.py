@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from teleport_bench.errors import UserError, nearest
-from teleport_bench.locator import Loc, Locator, brief
+from teleport_bench.locator import Locator, brief
 from teleport_bench.metrics import (
     AXES,
     COSTS,
@@ -20,9 +20,11 @@ from teleport_bench.metrics import (
     ROUNDS_TO_TARGET,
     TO_TARGET,
 )
+from teleport_bench.positions import Loc
 from teleport_bench.registry import StrictModel
 from teleport_bench.spec import RunSpec
 from teleport_bench.topologies import topology
+from teleport_bench.untrusted import check_name
 
 Scalar = str | bool | int | float
 T = TypeVar("T")
@@ -58,7 +60,7 @@ def _scalars(value: Any) -> Any:
 
 
 MetricName = Annotated[str, AfterValidator(_known_metric)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=64)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=64), AfterValidator(check_name)]
 
 
 class Item(StrictModel):
@@ -263,9 +265,13 @@ class Check:
     chosen: Collection[str]
     network: Mapping[str, Any]
     where: Locator
+    small: bool = False
+    """Whether some of what items ask for may be left out at this scale."""
 
     def __post_init__(self) -> None:
         self._settings = [settings_of(spec) for _, spec in self.runs]
+        self._files: dict[str, str] = {}
+        """Of the names of tables and figures, in small letters, their kinds."""
 
     def evaluated(self, name: str, why: str, place: Loc) -> None:
         """A metric that records hold, and not one that is measured or computed of a whole run."""
@@ -396,6 +402,13 @@ class Check:
             values = "; ".join(f"{key} is {', '.join(v)}" for key, v in found.items())
             message = f"no run has {item.where}: {values}"
             raise UserError(self.where.at((*place, "where"), message))
+        for key, want in item.where.items() if self.runs and not self.small else ():
+            there_too = [value_of(settings, key) for settings in self._settings]
+            for value in want if isinstance(want, list) else ():
+                if value not in there_too:
+                    known = ", ".join(sorted({show(v) for v in there_too}))
+                    message = f"no run has {key} = {value!r}: {key} is {known}"
+                    raise UserError(self.where.best([(*place, "where", key)], message))
         return shown
 
     def _metrics(self, names: Sequence[str], shown: Sequence[int], place: Loc) -> None:
@@ -419,6 +432,9 @@ class Check:
 
     def _costs(self, item: Item, names: Sequence[str], place: Loc) -> None:
         if not {TO_TARGET.get(name, name) for name in names} & set(COSTS):
+            if item.network:
+                message = "nothing here is computed by a network: show time or bytes, or leave it "
+                raise UserError(self.where.at((*place, "network"), f"network: {message}out"))
             return
         from teleport_bench.network import Network
 
@@ -450,7 +466,15 @@ class Check:
         if name.lower() in [item.name.lower() for item in items[:i]]:  # some file systems
             message = f"two {kind}s have the name '{name}': give each a name of its own"
             raise UserError(self.where.at((kind, i, "name"), message))
-        if name.lower() in reserved or (kind == "table" and name.lower().startswith("claim-")):
+        if kind == "profile":  # which is both a table and a figure
+            reserved = (*TABLES, *FIGURES)
+            if other := self._files.get(name.lower()):
+                message = f"a {other} has the name '{name}' already: give each a name of its own"
+                raise UserError(self.where.at((kind, i, "name"), message))
+        elif kind in ("table", "figure"):
+            self._files[name.lower()] = kind
+        of_claims = kind in ("table", "profile") and name.lower().startswith("claim-")
+        if name.lower() in reserved or of_claims:
             message = f"the report has a {kind} '{name}' of its own: take another name"
             raise UserError(self.where.at((kind, i, "name"), message))
 

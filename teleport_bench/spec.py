@@ -16,7 +16,7 @@ from teleport_bench.activation import draw_holders
 from teleport_bench.algorithms import Algorithm
 from teleport_bench.ambient import plain
 from teleport_bench.conditions import Away, absence, conditioned, period
-from teleport_bench.errors import UserError, nearest
+from teleport_bench.errors import ComponentError, UserError, nearest
 from teleport_bench.problems import Member, Problem
 from teleport_bench.registry import (
     ALGORITHMS,
@@ -30,12 +30,18 @@ from teleport_bench.registry import (
 )
 from teleport_bench.schedules import Factor
 from teleport_bench.topologies import Topology
+from teleport_bench.topologies.stochastic import checked
 
 MOST = 2**31 - 1
 """Of nodes, and of rounds."""
 Count = Annotated[int, Field(gt=0, le=MOST, strict=True)]
 
 MOST_SEED = 2**63 - 1
+MOST_DRAWN = 2**28
+"""Of what conditions draw for a period: nodes times rounds, and weights."""
+
+MOST_PERIOD = 2**18
+"""Rounds of it, each with a matrix of its own."""
 
 MOST_LOOKS = 100_000
 """Evaluations of a run, and looks at its target: each is a number in memory and in the record."""
@@ -169,11 +175,17 @@ class RunSpec(StrictModel):
                     f"every {-(-self.rounds // MOST_LOOKS)} or more"
                 )
                 raise error_at((key, message))
-        for key, build in (("topology", self._graphs), ("problem", self.build_problem)):
+        for key, build in (
+            ("topology", self._graphs),
+            ("problem", self.build_problem),
+            ("schedule", self.build_schedule),
+        ):
             try:
                 build()
             except UserError as error:
                 raise error_at((key, str(error))) from None
+        if too_long := self._too_long():
+            raise error_at(too_long)
         if self.stop and self.stop.metric not in (known := self.known_metrics()):
             message = f"unknown metric '{self.stop.metric}'{nearest(self.stop.metric, known)}"
             raise error_at(("stop", message))
@@ -272,6 +284,26 @@ class RunSpec(StrictModel):
         """Where rows stay at their nodes, they are away with them."""
         return self.away if self.build_algorithm().activation == "all" else None
 
+    def _too_long(self) -> tuple[str, str] | None:
+        """The key of a condition whose period is more than can be drawn, and the message."""
+        if self.away and self.away.period * self.nodes > MOST_DRAWN:
+            return "away", (
+                f"{self.away.period} rounds of {self.nodes} nodes are drawn for spells of "
+                f"{self.away.spell:g} rounds, expected at most {MOST_DRAWN:,} together: take "
+                "shorter spells or fewer nodes"
+            )
+        if not self.loss and not self._rows_away:
+            return None
+        graphs, period = self._graphs(), self.period
+        drawn = period * (1 + graphs.mixing(0).nnz)
+        if period > MOST_PERIOD or drawn > MOST_DRAWN:
+            return "away" if self._rows_away else "loss", (
+                f"graphs come again after {period:,} rounds under these conditions, with "
+                f"{drawn:.2g} weights to draw, expected at most {MOST_PERIOD:,} and "
+                f"{MOST_DRAWN:,}: take shorter spells, fewer nodes, or graphs of a shorter period"
+            )
+        return None
+
     def _never_away(self, method: Algorithm) -> str | None:
         """Why nodes cannot be away, in words."""
         name = self.algorithm["name"]
@@ -285,10 +317,18 @@ class RunSpec(StrictModel):
 
     @plain()
     def _graphs(self) -> Topology:
-        return self.build_algorithm().graphs(self.topology, self.n_active, self.seed)
+        graphs = self.build_algorithm().graphs(self.topology, self.n_active, self.seed)
+        # columns of an algorithm's own graphs may sum to 1 in the mean only, as Epidemic Learning's
+        what = f"algorithm '{self.algorithm['name']}': its graph"
+        return checked(graphs, what, self.n_active, columns=False)
 
     def build_schedule(self) -> Factor:
         factor: Factor = SCHEDULES.build(self.schedule, self.rounds)
+        if not callable(factor):
+            raise ComponentError(
+                f"schedule '{self.schedule['name']}' gives {factor!r:.80}, expected a function of "
+                "the round that gives the factor on the step size"
+            )
         return factor
 
     def build_problem(self) -> Problem:

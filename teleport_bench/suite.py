@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import itertools
 import json
+import math
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -25,7 +27,8 @@ from pydantic import (
 
 from teleport_bench import plugins
 from teleport_bench.errors import UserError, nearest
-from teleport_bench.locator import Loc, Locator, brief
+from teleport_bench.locator import MOST_SHOWN, Locator, brief
+from teleport_bench.positions import TOO_DEEP, Loc, Positions
 from teleport_bench.registry import ALGORITHMS, StrictModel, error_at
 from teleport_bench.shown import (
     Check,
@@ -38,7 +41,7 @@ from teleport_bench.shown import (
 )
 from teleport_bench.spec import RunSpec, build_algorithm, canonical
 from teleport_bench.theory import TheorySpec
-from teleport_bench.untrusted import TOO_DEEP, check_plain, filled, parsed
+from teleport_bench.untrusted import check_name, check_plain, filled, parsed, read
 
 Search = Literal["search", "best"]
 """How [tune] chooses k, as a method's `active`. search: all powers of two but the largest share a
@@ -47,9 +50,21 @@ network for T rounds, then the largest has it for T more. best: each has a netwo
 Scale = Literal["full", "small"]
 
 
-Values = Annotated[list[Any], Field(min_length=1)]
+def _each_once(values: list[Any]) -> list[Any]:
+    if len({canonical(value) for value in values}) < len(values):
+        raise UserError("expected each value once, as runs that are the same would count twice")
+    return values
+
+
+Values = Annotated[list[Any], Field(min_length=1), AfterValidator(_each_once)]
 
 MAX_RUNS = 100_000
+
+MOST_ITEMS = 500
+"""Methods of a suite, and tables, figures, claims and profiles, of each."""
+
+T = TypeVar("T")
+Items = Annotated[list[T], Field(max_length=MOST_ITEMS)]
 
 TOGETHER = "*"
 """The key of a grid whose values are tables of settings that go together."""
@@ -113,7 +128,7 @@ class SuiteSpec(StrictModel):
     about: str = ""
     run: dict[str, Any] = {}
     grid: dict[str, Values] = {}
-    method: list[dict[str, Any]] = []
+    method: Items[dict[str, Any]] = []
     set: dict[str, Any] = {}
     small: dict[str, Any] = {}
     scale_note: str | None = None
@@ -122,10 +137,10 @@ class SuiteSpec(StrictModel):
     equal: Literal["rounds", "epochs"] = "rounds"
     duration: dict[str, str] = {}
     network: dict[str, Any] = {}
-    table: list[TableSpec] = []
-    figure: list[FigureSpec] = []
-    claim: list[ClaimSpec] = []
-    profile: list[ProfileSpec] = []
+    table: Items[TableSpec] = []
+    figure: Items[FigureSpec] = []
+    claim: Items[ClaimSpec] = []
+    profile: Items[ProfileSpec] = []
     theory: MeasuredTheory | None = None
 
     @model_validator(mode="after")
@@ -175,11 +190,7 @@ class Suite:
         if scale not in get_args(Scale):
             raise UserError(f"unknown scale '{scale}'{nearest(str(scale), get_args(Scale))}")
         path = find(name)
-        try:
-            text = path.read_text("utf-8-sig")  # some editors begin a file with a mark
-        except (OSError, ValueError) as error:  # no UTF-8, or no name of a file
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"cannot read suite {path}: {reason}") from error
+        text = read(path)
         source = parsed(text, str(path))
         locator = Locator(str(path), text)
         check_plain(source, locator)
@@ -216,6 +227,7 @@ class Suite:
             for place in ("run", "grid", "set"):
                 if "lr" in getattr(spec, place):
                     raise UserError(where.at((place, "lr"), "[tune] chooses lr: leave lr out here"))
+        self._check_size(where)
         method_of: dict[str, int] = {}
         for i, raw in enumerate(spec.method):
             for label in self._expand_method(i, raw, where):
@@ -257,13 +269,7 @@ class Suite:
         base = _merge(self.spec.run, own)
         if method.search:
             self._check_choosable(base.get("algorithm"), i, where)
-        # what a method says itself is not varied by the suite's grid, and what --set says by none
-        grid = {k: v for k, v in self.spec.grid.items() if not _has(own, k.split("."))}
-        grid = {
-            k: v
-            for k, v in (grid | method.grid).items()
-            if not any(k == key or k.startswith(f"{key}.") for key in self.spec.set)
-        }
+        grid = self._grid(own, method.grid)
 
         def spec_of(cell: dict[str, Any], **trial: Any) -> RunSpec:
             merged = copy.deepcopy(base)
@@ -304,9 +310,38 @@ class Suite:
                     for lr, seed in itertools.product(tune.lr, tune.seeds):
                         trial = first_trial.varied(lr=lr, seed=seed)
                         self.tuning.append(dataclasses.replace(planned, spec=trial))
-            if len(self.all_runs()) > MAX_RUNS:
+            if len(self.tuning) + len(self._reported) > MAX_RUNS:
                 raise UserError(f"{where.name}: more than {MAX_RUNS} runs: make the grid smaller")
         return [run.label for run in self._reported[first:]]
+
+    def _grid(self, own: dict[str, Any], of_method: dict[str, Any]) -> dict[str, Any]:
+        """What a method's runs vary: what it says itself is not varied by the suite's grid, and
+        what --set says by none."""
+        grid: dict[str, Any] = {
+            k: v for k, v in self.spec.grid.items() if not _has(own, k.split("."))
+        }
+        return {
+            k: v
+            for k, v in (grid | of_method).items()
+            if not any(k == key or k.startswith(f"{key}.") for key in self.spec.set)
+        }
+
+    def _check_size(self, where: Locator) -> None:
+        """Count the runs before any is made; of tuning those that are there whatever else is."""
+        runs, tune = 0, self.spec.tune
+        for i, raw in enumerate(self.spec.method):
+            of_method = raw.get("grid")
+            grid = self._grid(raw, of_method if isinstance(of_method, dict) else {})
+            sizes = {key: len(v) for key, v in grid.items() if isinstance(v, list)}
+            runs += math.prod(sizes.values())
+            if tune:
+                shared = ("seed", "eval_every", TOGETHER)
+                cells = math.prod(size for key, size in sizes.items() if key not in shared)
+                runs += cells * len(tune.lr) * len(tune.seeds)
+            if runs > MAX_RUNS:
+                places: list[Loc] = [("method", i, "grid"), ("grid",), ("tune",)]
+                too_many = f"more than {MAX_RUNS} runs: make the grid smaller"
+                raise UserError(where.best(places, too_many))
 
     def _check_active(self, active: Any, grid: Any, where: Locator, i: int) -> None:
         """Where a k to be chosen is misspelt, or stands in a grid."""
@@ -353,7 +388,7 @@ class Suite:
         if any(run.search for run in self._reported):
             chosen |= {"active", "share"}
         runs = [(run.label, run.spec) for run in self._reported]
-        check = Check(runs, chosen, self.spec.network, where)
+        check = Check(runs, chosen, self.spec.network, where, small=self.scale_note is not None)
         if tune:
             check.evaluated(tune.metric, "no step size is chosen by it", ("tune", "metric"))
         check.tables(self.spec.table)
@@ -463,10 +498,12 @@ def find(name: str) -> Path:
     if name in suites:
         return suites[name]
     path = Path(name)
-    if path.suffix == ".toml" or path.exists():
-        return path
+    with contextlib.suppress(OSError, ValueError):  # longer than any name, or with a zero byte
+        if path.suffix == ".toml" or path.exists():
+            return path
     raise UserError(
-        f"unknown suite '{name}'{nearest(name, suites)}; or give the path of a .toml file"
+        f"unknown suite {brief(name)}{nearest(name[:MOST_SHOWN], suites)}; or give the path of a "
+        ".toml file"
     )
 
 
@@ -474,8 +511,13 @@ def suite_name(name: str, scale: Scale = "full") -> str:
     """The folder of a suite's results: the built-in name, or the file's without its ending, and
     the scale unless it is full."""
     stem = name if name in built_in() else Path(name).stem
-    if stem == "..":
+    if not stem.strip("."):
         raise UserError(f"{name}: results would lie outside of their folder: rename the file")
+    if name not in built_in():
+        try:
+            check_name(stem)
+        except UserError as error:
+            raise UserError(f"{brief(name)}, by which results are named: {error}") from None
     return stem if scale == "full" else f"{stem}-{scale}"
 
 
@@ -485,9 +527,8 @@ def _at_small_scale(source: dict[str, Any], where: Locator) -> dict[str, Any]:
     if not small or not isinstance(small, dict):
         raise UserError(f"{where.name} has no [small] table, so no other scale: leave --scale out")
     changes = []
-    lines = where.places()
     for path, value in _leaves(small, source):
-        where.overridden[path] = lines.get(("small", *path), "[small]")
+        where.overridden[path] = where.place(("small", *path)) or "[small]"
         full: Any = source
         for key in path:
             full = full.get(key) if isinstance(full, dict) else None
@@ -599,8 +640,11 @@ def _override(source: dict[str, Any], override: str) -> Loc:
         raise UserError(
             f"--set takes KEY=VALUE, as in rounds=50 or problem.dim=7, got {override!r}"
         )
+    assignment = f"value = {text.strip()}"
+    if fault := Positions.of(assignment).fault:
+        raise UserError(f"--set {key}: {fault[1]}")
     try:
-        given = tomllib.loads(f"value = {text.strip()}")
+        given = tomllib.loads(assignment)
         value = given["value"] if len(given) == 1 else text.strip()
     except ValueError:
         value = text.strip()  # a bare word is a string

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import AfterValidator, Field
 
-from teleport_bench.errors import UserError
+from teleport_bench.errors import ComponentError, UserError
 from teleport_bench.registry import TOPOLOGIES, Choice, StrictModel
 from teleport_bench.topologies import topology
 from teleport_kernels import Mixing
@@ -36,7 +36,7 @@ def _ascending(values: list[int]) -> list[int]:
 
 
 # of nodes, every graph of these is built; of rounds, floats are taken
-Listed = Annotated[list[T], Field(min_length=1), AfterValidator(_ascending)]
+Listed = Annotated[list[T], Field(min_length=1, max_length=100), AfterValidator(_ascending)]
 Sizes = Listed[Annotated[int, Field(gt=0, le=2**20)]]
 Rounds = Listed[Annotated[int, Field(gt=0, le=10**18)]]
 
@@ -68,7 +68,7 @@ class TheorySpec(Constants):
 
     nodes: Sizes = [8, 32, 128]
     rounds: Rounds = [100, 10_000, 1_000_000]
-    topologies: Annotated[list[TOPOLOGIES.field()], Field(min_length=1)] = [  # type: ignore[valid-type]
+    topologies: Annotated[list[TOPOLOGIES.field()], Field(min_length=1, max_length=100)] = [  # type: ignore[valid-type]
         "ring",
         "torus",
         "exponential",
@@ -150,6 +150,8 @@ def spectral_gaps(graph: str | Choice, sizes: Iterable[int]) -> dict[int, float]
 def _gap(choice: str, n: int) -> float | None:
     try:
         graph = topology(json.loads(choice), n)
+    except ComponentError:  # there is a graph, and it is wrong
+        raise
     except UserError:
         return None
     gap = gap_by_fourier(graph.mixings)

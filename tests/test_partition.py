@@ -334,27 +334,3 @@ def test_any_positive_alpha_deals_out_samples_that_are_there(name, alpha):
     shards = deal(PARTITIONS.resolve({"name": name, "alpha": alpha}), labels, 13, 0)
     assert 0 <= shards.min() <= shards.max() < 100
     assert name == "overlapping" or len(np.unique(shards)) == shards.size
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda _: None, r"gave None, expected sample ids"),
-        (lambda ids: ids.tolist(), r"gave \[\["),
-        (lambda ids: ids.astype(float), r"gave float64 \(2, 5\)"),
-        (lambda ids: ids[:, :3], r"gave int64 \(2, 3\), expected .* of shape \(2, 5\)"),
-        (lambda ids: ids.T, r"gave int64 \(5, 2\)"),
-        (lambda ids: ids + 1, r"gave the sample ids 1\.\.10, expected 0\.\.9"),
-        (lambda ids: ids - 1, r"gave the sample ids -1\.\.8"),
-    ],
-)
-def test_a_partition_of_one_s_own_that_gives_anything_else_is_named(change, message, monkeypatch):
-    PARTITIONS.names()
-    monkeypatch.setattr(PARTITIONS, "_entries", PARTITIONS._entries.copy())
-
-    def own(_labels, n_nodes, shard_size, _rng):
-        return change(np.arange(n_nodes * shard_size).reshape(n_nodes, shard_size))
-
-    PARTITIONS.register("own")(own)
-    with pytest.raises(UserError, match=rf"the partition 'own' {message}"):
-        deal({"name": "own"}, np.arange(10) % 2, 2, 0)

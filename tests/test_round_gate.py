@@ -668,17 +668,17 @@ def test_a_topology_of_another_size(n: int) -> None:
 @pytest.mark.parametrize(
     ("shards", "words"),
     [
-        (lambda n, size: np.full((n, size), 10**6), "1000000 .. 1000000"),
-        (lambda n, size: np.full((n, size), -1), "-1 .. -1"),
-        (lambda n, size: np.zeros((n, size)), "got float64"),
+        (lambda n, size: np.full((n, size), 10**6), "deals sample 1000000"),
+        (lambda n, size: np.full((n, size), -1), "deals sample -1"),
+        (lambda n, size: np.zeros((n, size)), "gives float64"),
         (lambda n, size: np.zeros((n - 1, size), int), "of shape (3, "),
-        (lambda *_: None, "got NoneType"),
+        (lambda *_: None, "gives None"),
     ],
 )
 def test_shards_are_of_samples_that_are_there(shards: Any, words: str) -> None:
     PARTITIONS.register("odd")(lambda _, n, size, __: shards(n, size))
     problem = {"name": "classification", "model": "logistic", "data": "digits", "partition": "odd"}
-    refused(spec(problem=problem), "partition 'odd' must give sample ids 0 ..", words)
+    refused(spec(problem=problem), "partition 'odd'", words)
 
 
 @pytest.fixture(scope="module")

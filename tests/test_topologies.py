@@ -11,12 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from teleport_bench.errors import UserError
-from teleport_bench.registry import TOPOLOGIES
-from teleport_bench.topologies import Topology, topology
+from teleport_bench import theory
+from teleport_bench.algorithms import Algorithm
+from teleport_bench.errors import ComponentError, UserError
+from teleport_bench.registry import ALGORITHMS, TOPOLOGIES
+from teleport_bench.spec import RunSpec
+from teleport_bench.topologies import Topology, _build, topology
 from teleport_bench.topologies.equi import _matching, equi_static
 from teleport_bench.topologies.random_regular import random_regular
 from teleport_bench.topologies.spectrum import spectral_gap
+from teleport_bench.topologies.stochastic import TOLERANCE, checked
 from teleport_kernels import Mixing
 
 NAMES = TOPOLOGIES.names()
@@ -741,3 +745,161 @@ def test_a_random_graph_that_is_never_connected_is_given_up(
     monkeypatch.setattr("networkx.is_connected", lambda _: False)
     with pytest.raises(UserError, match="random graphs of degree 3 on 8 nodes was connected"):
         topology("random_regular", 8, degree=3, seed=12345)
+
+
+# Graphs of a user's own
+
+
+@pytest.fixture
+def register():
+    """Registers a component for the test alone: register(TOPOLOGIES, "mine", function)."""
+    kinds = (TOPOLOGIES, ALGORITHMS)
+    before = [(kind, kind.entries()) for kind in kinds if kind.names()]
+
+    def add(kind, name, component):
+        kind.register(name)(component)
+
+    yield add
+    for kind, entries in before:
+        kind.restore(entries)
+    _build.cache_clear()
+    theory._gap.cache_clear()
+
+
+def spread(n):
+    """The torus of one fifth each on a square number of nodes, where neighbours may coincide."""
+    s = math.isqrt(n)
+    W = torch.eye(n, dtype=torch.float64)
+    for i, j in np.ndindex(s, s):
+        for a, b in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+            W[i * s + j, (i + a) % s * s + (j + b) % s] = 1
+    return W / 5
+
+
+def dense(*matrices):
+    return Topology([Mixing.from_dense(W) for W in matrices])
+
+
+def unchecked(n, weight):
+    """A diagonal matrix of that weight, made without what `Mixing` checks."""
+    return Mixing(torch.arange(n + 1), torch.arange(n), torch.full((n,), weight).double())
+
+
+def eye(n):
+    return torch.eye(n, dtype=torch.float64)
+
+
+BROKEN = {
+    # what a function of n gives: what is said of it on 4 nodes
+    "rows of 3/5": (lambda n: dense(spread(n)), ": row 0 of W sums to 0.6, expected 1"),
+    "twice the identity": (lambda n: dense(2 * eye(n)), ": row 0 of W sums to 2, expected 1"),
+    "a row of nothing": (
+        lambda n: dense(eye(n) * (torch.arange(n) != 2)),
+        ": row 2 of W sums to 0, expected 1",
+    ),
+    "columns that do not sum to 1": (
+        lambda n: dense(eye(n), eye(n)[[0, 0, 2, 3]]),
+        ", round 1: column 0 of W sums to 2, expected 1",
+    ),
+    "negative weights": (
+        lambda n: dense(2 * eye(n) - eye(n).roll(1, 0)),
+        ": W[0, 3] = -1, expected a weight of 0 or more",
+    ),
+    "NaN": (lambda n: Topology([unchecked(n, math.nan)]), ": W[0, 0] = nan, expected a weight"),
+    "a little too much": (
+        lambda n: dense((1 + 2 * TOLERANCE) * eye(n)),
+        ": row 0 of W sums to 1.000002, expected 1",
+    ),
+    "another size": (lambda n: dense(eye(n + 1)), ": W is 5 x 5, expected 4 x 4: one row a node"),
+    "another built-in": (lambda n: topology("ring", n - 1), ": W is 3 x 3, expected 4 x 4"),
+    "matrices of two sizes": (
+        lambda n: dense(eye(n), eye(n), eye(2)),
+        ", round 2: W is 2 x 2, expected 4 x 4",
+    ),
+    "nothing": (lambda _: None, " gives None, expected a Topology"),
+    "a tensor": (eye, " gives a Tensor, expected a Topology"),
+    "a list": (lambda n: [Mixing.identity(n)], " gives a list, expected a Topology"),
+    "no matrix": (lambda _: Topology([]), " has no mixing matrix: give Topology one for each"),
+    "a dense matrix": (lambda n: Topology([eye(n)]), ": W is a Tensor, expected a Mixing: make"),
+    "one matrix, not a list": (
+        lambda n: Topology(Mixing.identity(n)),
+        " has a Mixing, expected a list of Mixings",
+    ),
+    "a generator": (
+        lambda _: Topology(iter([])),
+        " has a list_iterator, expected a list of Mixings: [W]",
+    ),
+    "a matrix elsewhere": (
+        lambda n: Topology([Mixing.identity(n).to("meta")]),
+        ": W lies on meta, expected the CPU",
+    ),
+}
+
+
+@pytest.mark.parametrize(("build", "words"), BROKEN.values(), ids=BROKEN)
+def test_a_graph_that_is_not_doubly_stochastic_on_its_nodes_is_refused_everywhere(
+    register, build, words
+):
+    register(TOPOLOGIES, "mine", lambda n_nodes: build(n_nodes))
+    expected = re.escape(f"topology 'mine' on 4 nodes{words}")
+    settings = {"nodes": 4, "lr": 0.1, "rounds": 2, "problem": "quadratic"}
+    with pytest.raises(ComponentError, match=expected):
+        topology("mine", 4)
+    with pytest.raises(ComponentError, match=expected):
+        theory.spectral_gaps("mine", [4])  # and not left out, as a graph that is not there
+    with pytest.raises(ValidationError, match=expected):
+        RunSpec(algorithm="dsgd", topology="mine", **settings)
+    with pytest.raises(ValidationError, match=expected):
+        RunSpec(algorithm="teleportation", active=4, topology="mine", **settings | {"nodes": 9})
+
+
+@pytest.mark.parametrize(("build", "words"), BROKEN.values(), ids=BROKEN)
+def test_a_graph_that_an_algorithm_makes_itself_is_refused_likewise(register, build, words):
+    class Mine(Algorithm):
+        label = "mine"
+
+        def graphs(self, choice, n_tokens, seed):
+            return build(n_tokens)
+
+        def step(self, state, r):
+            return state
+
+    register(ALGORITHMS, "mine", Mine)
+    make = lambda: RunSpec(algorithm="mine", nodes=4, lr=0.1, rounds=2, problem="quadratic")  # noqa: E731
+    if "column" in words:
+        assert make()  # columns may sum to 1 in expectation only
+    else:
+        with pytest.raises(
+            ValidationError, match=re.escape(f"'mine': its graph on 4 nodes{words}")
+        ):
+            make()
+
+
+@given(n=st.integers(1, 40), seed=st.integers(0, 2**31), period=st.integers(1, 4))
+def test_mixtures_of_permutations_pass_in_float32_too_and_are_checked_once(n, seed, period):
+    rng = torch.Generator().manual_seed(seed)
+    shares = torch.rand(period, 3, generator=rng)
+    shares /= shares.sum(1, keepdim=True)
+    mixtures = [
+        sum(s * torch.eye(n)[torch.randperm(n, generator=rng)] for s in share) for share in shares
+    ]
+    t = dense(*mixtures)
+    assert checked(t, "t", n) is t
+    t.mixings[0].weights.zero_()  # none looks again
+    assert checked(t, "t", n) is t
+
+
+def test_a_function_that_raises_is_named_with_its_line_and_one_that_refuses_is_left_out(register):
+    def odd(n_nodes: int) -> Topology:
+        if n_nodes % 2 == 0:
+            raise ValueError("no graph on an even number of nodes")
+        return dense(J(n_nodes))
+
+    register(TOPOLOGIES, "raises", lambda n_nodes: 1 // (n_nodes - n_nodes))
+    register(TOPOLOGIES, "odd", odd)
+    words = r"topology 'raises': test_topologies\.py, line \d+: ZeroDivisionError"
+    with pytest.raises(ComponentError, match=words):
+        theory.spectral_gaps("raises", [4])
+    with pytest.raises(UserError, match="topology 'odd': no graph on an even number of nodes"):
+        topology("odd", 4)
+    assert theory.spectral_gaps("odd", [3, 4, 5]) == {3: 1.0, 5: 1.0}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from teleport_bench.network import Communication
@@ -15,6 +16,9 @@ from teleport_bench.topologies import Topology, topology
 
 State = dict[str, Tensor]
 """Flat tensors that an algorithm keeps between rounds, by name; "x" holds the parameters."""
+
+LocalSteps = Annotated[int, Field(gt=0, le=10_000)]
+"""Each is a call in every round, and a batch of every active node in every block of rounds."""
 
 Activation = Literal["all", "uniform"]
 """Who is active: every node, token a at node a; or k distinct nodes, drawn afresh each round."""

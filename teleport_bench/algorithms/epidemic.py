@@ -10,6 +10,7 @@ from teleport_bench.algorithms.base import Algorithm, Round, State
 from teleport_bench.registry import ALGORITHMS, Choice
 from teleport_bench.seeds import generator
 from teleport_bench.topologies import Topology
+from teleport_bench.topologies.schedule import Period, check_size
 from teleport_kernels import Mixing
 
 
@@ -30,10 +31,11 @@ class Epidemic(Algorithm):
     label = "Epidemic Learning"
     graph = "complete"
 
-    def __init__(self, *, out_degree: PositiveInt = 2, period: PositiveInt = 64) -> None:
+    def __init__(self, *, out_degree: PositiveInt = 2, period: Period = 64) -> None:
         self.out_degree, self.period = out_degree, period
 
     def graphs(self, choice: Choice, n_tokens: int, seed: int) -> Topology:
+        check_size(n_tokens, n_tokens * (1 + min(self.out_degree, n_tokens)) * self.period)
         return _draw(n_tokens, min(self.out_degree, n_tokens - 1), self.period, seed)
 
     def step(self, state: State, r: Round) -> State:

@@ -1,8 +1,6 @@
 """Local SGD."""
 
-from pydantic import PositiveInt
-
-from teleport_bench.algorithms.base import Algorithm, Round, State
+from teleport_bench.algorithms.base import Algorithm, LocalSteps, Round, State
 from teleport_bench.registry import ALGORITHMS
 
 
@@ -20,7 +18,7 @@ class LocalSGD(Algorithm):
 
     label = "Local SGD"
 
-    def __init__(self, *, local_steps: PositiveInt = 4) -> None:
+    def __init__(self, *, local_steps: LocalSteps = 4) -> None:
         self.local_steps = local_steps
 
     def step(self, state: State, r: Round) -> State:

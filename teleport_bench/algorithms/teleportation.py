@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
-from teleport_bench.algorithms.base import Algorithm, Round, State
+from teleport_bench.algorithms.base import Algorithm, LocalSteps, Round, State
 from teleport_bench.registry import ALGORITHMS
 
 
@@ -31,7 +31,7 @@ class Teleportation(Algorithm):
         *,
         holders: Literal["uniform", "fixed"] = "uniform",
         # one is left out of a run's settings, whose hash is its name in records
-        local_steps: Annotated[PositiveInt, Field(exclude_if=lambda steps: steps == 1)] = 1,
+        local_steps: Annotated[LocalSteps, Field(exclude_if=lambda steps: steps == 1)] = 1,
     ) -> None:
         self.activation = "uniform" if holders == "uniform" else "all"
         self.local_steps = local_steps

@@ -7,21 +7,21 @@ and may give a sample to several nodes.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
 from teleport_bench.data.dataset import Labels
-from teleport_bench.errors import UserError
+from teleport_bench.errors import ComponentError, UserError
 from teleport_bench.registry import PARTITIONS, Choice
 from teleport_bench.seeds import generator
 
 Shards = NDArray[np.integer]
 
-MOST = 2**31
-"""Limit on the sample ids of all shards, 8 GB of int32."""
+MOST_DEALT = 2**30
+"""Samples of all nodes together, of four bytes each."""
 
 
 def deal(choice: Choice, labels: Labels, n_nodes: int, seed: int) -> Shards:
@@ -34,31 +34,34 @@ def deal(choice: Choice, labels: Labels, n_nodes: int, seed: int) -> Shards:
     shard_size = check_split(choice, len(labels), n_nodes)
     rng = generator(seed, "partition", nodes=n_nodes)
     shards: Shards = PARTITIONS.build(choice, labels, n_nodes, shard_size, rng)
-    is_array = isinstance(shards, np.ndarray) and shards.dtype.kind in "iu"
-    if not is_array or shards.shape != (n_nodes, shard_size):
-        got = f"{shards.dtype} {shards.shape}" if isinstance(shards, np.ndarray) else repr(shards)
-        raise UserError(
-            f"the partition '{choice['name']}' gave {got:.100}, expected sample ids as an array of "
-            f"whole numbers of shape ({n_nodes}, {shard_size}), (n_nodes, shard_size)"
-        )
-    low, high = int(shards.min()), int(shards.max())
-    if low < 0 or high >= len(labels):
-        raise UserError(
-            f"the partition '{choice['name']}' gave the sample ids {low}..{high}, expected "
-            f"0..{len(labels) - 1}"
-        )
+    _check_shards(shards, f"partition '{choice['name']}'", (n_nodes, shard_size), len(labels))
     return shards
+
+
+def _check_shards(shards: Any, what: str, shape: tuple[int, int], n_samples: int) -> None:
+    """ComponentError unless these are sample ids, so many a node: engines read what they name."""
+    if not isinstance(shards, np.ndarray):
+        got = "None" if shards is None else type(shards).__name__
+        raise ComponentError(f"{what} gives {got}, expected an array of sample ids")
+    if shards.shape != shape or not np.issubdtype(shards.dtype, np.integer):
+        raise ComponentError(
+            f"{what} gives {shards.dtype} of shape {shards.shape}, expected {shape} integers"
+        )
+    for extreme in (shards.min(initial=0), shards.max(initial=0)):
+        if not 0 <= extreme < n_samples:
+            raise ComponentError(f"{what} deals sample {extreme}, expected 0..{n_samples - 1}")
 
 
 def check_split(choice: Choice, n_samples: int, n_nodes: int) -> int:
     """The shard size, at least 1, or a UserError: `samples`, or N // n_nodes."""
     if "samples" in choice:
-        if choice["samples"] * n_nodes > MOST:
+        samples = int(choice["samples"])
+        if samples * n_nodes > MOST_DEALT:
             raise UserError(
-                f"{n_nodes} nodes of {choice['samples']} samples each are more than the {MOST:,} "
-                "sample ids that are kept: take fewer nodes or samples"
+                f"{samples:,} samples for each of {n_nodes:,} nodes, expected at most "
+                f"{MOST_DEALT:,} in all: take fewer samples or fewer nodes"
             )
-        return int(choice["samples"])
+        return samples
     if n_nodes > n_samples:
         raise UserError(
             f"{n_samples} training samples cannot be dealt out to {n_nodes} nodes: take at most "

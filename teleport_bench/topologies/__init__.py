@@ -20,13 +20,14 @@ from teleport_bench.topologies.schedule import (
     metropolis_hastings,
     static,
 )
+from teleport_bench.topologies.stochastic import checked
 
 
 def topology(name: str | Choice, n_nodes: int, **options: Any) -> Topology:
     """The topology of that name on n nodes: `topology("random_regular", 24, degree=4)`.
 
     Raises UserError for an unknown name or n < 1, ValidationError for an option that does not fit,
-    UserError where no such graph exists.
+    UserError where no such graph exists, ComponentError where it is not doubly stochastic.
     """
     if isinstance(name, dict) and options:
         raise UserError(f"give options in the table {name!r} or as keywords, not both")
@@ -42,8 +43,9 @@ def topology(name: str | Choice, n_nodes: int, **options: Any) -> Topology:
 @functools.lru_cache(maxsize=256)
 @plain()
 def _build(choice: str, n_nodes: int) -> Topology:
-    built: Topology = TOPOLOGIES.build(json.loads(choice), n_nodes)
-    return built
+    settings = json.loads(choice)
+    built = TOPOLOGIES.build(settings, n_nodes)
+    return checked(built, f"topology '{settings['name']}'", n_nodes)
 
 
 __all__ = ["Topology", "circulant", "metropolis_hastings", "static", "topology"]

@@ -9,7 +9,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 
 from teleport_bench.registry import TOPOLOGIES
-from teleport_bench.topologies.schedule import Topology, check_size, static
+from teleport_bench.topologies.schedule import Period, Topology, check_size, static
 from teleport_kernels import Mixing
 
 
@@ -45,7 +45,7 @@ def equi_static(
 
 
 @TOPOLOGIES.register("equi_dyn")
-def equi_dyn(n_nodes: int, *, period: PositiveInt = 64, seed: NonNegativeInt = 0) -> Topology:
+def equi_dyn(n_nodes: int, *, period: Period = 64, seed: NonNegativeInt = 0) -> Topology:
     """One random peer a round, undirected; `period` matchings are drawn and then come again.
 
     In a round W = I - w L, L the Laplacian of a matching: W is symmetric and doubly stochastic for

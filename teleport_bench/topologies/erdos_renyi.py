@@ -34,7 +34,10 @@ def erdos_renyi(
         p = min(1.0, (degree or 2 * math.log(n)) / max(n - 1, 1))
     check_size(n, n * (1 + p * (n - 1)))
     for attempt in range(TRIES):
-        graph = nx.fast_gnp_random_graph(n, p, seed=seed * TRIES + attempt)
+        if 1.0 - p == 1.0:  # networkx would divide by log(1 - p)
+            graph = nx.empty_graph(n)
+        else:
+            graph = nx.fast_gnp_random_graph(n, p, seed=seed * TRIES + attempt)
         if nx.is_connected(graph):
             return static(metropolis_hastings(n, graph.edges))
     enough = math.ceil(math.log(n)) + 3  # connected with a probability of 1 - exp(-3)

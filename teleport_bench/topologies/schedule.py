@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from teleport_bench.errors import UserError
@@ -44,6 +46,9 @@ class Topology:
         """p = 1 - ||W - J||_2^2 a round, J = 11^T/n; see `spectrum.spectral_gap`."""
         return spectral_gap([self.matrix(t) for t in range(self.period)])
 
+
+Period = Annotated[int, Field(gt=0, le=2**16)]
+"""Rounds that are drawn, each with a matrix of its own."""
 
 MOST_ENTRIES = 2**27
 """Of a mixing matrix, of 24 bytes each: what is larger is a mistake, and would take all memory."""
