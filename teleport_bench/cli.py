@@ -7,14 +7,15 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from teleport_bench.errors import FULL, UserError
+from teleport_bench.console import unfailing
+from teleport_bench.errors import FULL, UserError, counted
 
 if TYPE_CHECKING:
-    from teleport_bench.record import Store
+    from teleport_bench.record import Records, Store
     from teleport_bench.report.tables import Table
     from teleport_bench.suite import Scale, Suite
 
@@ -22,7 +23,27 @@ OK, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0: done; 1: some runs failed, or the report differs; 2: bad input; 130: Ctrl-C."""
+    """Exit code 0: done; 1: some runs failed, the report differs, or the output was lost; 2: bad
+    input; 130: Ctrl-C."""
+    with unfailing() as output:
+        try:
+            code = _main(arguments)
+        except SystemExit as leave:  # argparse: --help, and mistakes
+            code = int(leave.code or 0)
+        output.flush()
+        lost = output.error
+        if lost and not isinstance(lost, BrokenPipeError):  # a reader that left, as `head` does
+            reason = getattr(lost, "strerror", None) or lost
+            print(
+                f"teleport-bench: the output cannot be written: {reason}; results are kept, and "
+                "the same command shows them again",
+                file=sys.stderr,
+            )
+            code = code or SOME_FAILED
+    return code
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     try:
         _load(getattr(options, "plugins", ()))
@@ -33,9 +54,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nteleport-bench: stopped; the same command goes on where it was", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of a pipe left, as `head` does
-        sys.stderr.close()
-        return OK
     except OSError as error:  # of a log, or a trace: what is written to results says so itself
         if error.errno not in FULL:
             raise
@@ -218,7 +236,7 @@ def _list(_: argparse.Namespace) -> int:
 
     print("suites")
     for name, path in suite.built_in().items():
-        source = tomllib.loads(path.read_text())
+        source = tomllib.loads(path.read_text("utf-8"))
         print(f"  {name:<24}{source.get('title', '')}")
         for scale, at in (("full", source), ("small", source.get("small", {}))):
             if duration := at.get("duration"):
@@ -299,6 +317,7 @@ def _execute(
     if options.deterministic:
         be_deterministic()
     folder = options.out / suite.name
+    _check_place(folder, suite)
     meter = Meter()
     with Store(folder) as store:
         try:
@@ -318,7 +337,7 @@ def _execute(
             raise
         finally:
             meter.close()
-        print(f"{len(records)} runs, {meter.executed} of them now", file=sys.stderr)
+        print(f"{counted(len(records), 'run')}, {meter.executed} of them now", file=sys.stderr)
         for name, count in outdated(records.values()).items():
             print(
                 f"teleport-bench: another version of {name} made {count} of the runs; --rerun "
@@ -326,6 +345,43 @@ def _execute(
                 file=sys.stderr,
             )
         return _finish(folder, suite.name, ("step-sizes", "search") if tuning_only else None)
+
+
+def _check_place(folder: Path, suite: Suite) -> None:
+    """Say which runs of an earlier report in the folder are no part of the new one; UserError where
+    that report is another suite's, or a built-in one's as it is and --set changes it."""
+    from teleport_bench.record.store import SUITE_FILE
+    from teleport_bench.report.build import differences, run_ids
+    from teleport_bench.suite import built_in, from_json, to_json
+
+    try:
+        text = (folder / SUITE_FILE).read_text("utf-8")
+        source = json.loads(text)["suite"]
+        title = source["title"]
+        old = set() if text == to_json(suite) else run_ids(from_json(text))
+    except UserError:  # of a plugin that is not loaded, or of another version
+        old = set()
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return  # none, or none that can be read
+    left = old - run_ids(suite)
+    if title != suite.spec.title and left == old and text != to_json(suite):
+        raise UserError(
+            f"{folder} holds another suite, {title!r} and not {suite.spec.title!r}: name another "
+            f"folder with --out, rename the file, or remove {folder}"
+        )
+    if not left:
+        return
+    differ = differences(source, suite.source)
+    if suite.overrides and suite.name.removesuffix("-small") in built_in():
+        raise UserError(
+            f"{folder} holds results of {suite.name} with other settings ({differ}), whose report "
+            "would be replaced: name another folder with --out"
+        )
+    print(
+        f"teleport-bench: {counted(len(left), 'run')} of other settings ({differ}) stay in "
+        f"{folder / 'runs'}, and are no part of this report",
+        file=sys.stderr,
+    )
 
 
 def _so_far(suite: Suite, store: Store, tuning_only: bool) -> str:
@@ -375,28 +431,62 @@ def _profiled(path: Path | None) -> Iterator[None]:
             print(f"trace: {path}{more}", file=sys.stderr)
 
 
-def _finish(folder: Path, name: str, shown: Collection[str] | None = None) -> int:
+def _finish(
+    folder: Path, name: str, shown: Collection[str] | None = None, scale: Scale | None = None
+) -> int:
     """Write the report, print its tables (or those shown), name the page; exit code by the state of
-    the runs."""
-    from teleport_bench.report.build import build, open_report, write
+    the runs. scale: as in `_built`."""
+    from teleport_bench.report.build import earlier
 
-    suite, records = open_report(folder)
+    suite, records, tables, files = _built(folder, name, scale)
     for lost in (False, True):
         for text in records.faults.say(lost=lost):
             print(f"teleport-bench: {text}", file=sys.stderr)
-    tables, files = build(suite, records)
-    write(folder, files)
+    _write(folder, files, earlier(folder))
     print(f"\n{suite.spec.title}")
     _show([table for table in tables if shown is None or table.name in shown])
     print(f"\nThe page: {folder / 'index.html'}")
     failed = sum(record.status == "failed" for record in records.values())
     if failed:
         print(
-            f"teleport-bench: {failed} runs failed; the page says why, and `teleport-bench run "
-            f"{name}` tries them again",
+            f"teleport-bench: {counted(failed, 'run')} failed; the page says why, and "
+            f"`teleport-bench run {name}` tries again",
             file=sys.stderr,
         )
     return SOME_FAILED if failed else OK
+
+
+def _built(
+    folder: Path, name: str, scale: Scale | None
+) -> tuple[Suite, Records, list[Table], dict[str, bytes]]:
+    """The suite of a folder with its records, and the tables and files of its report.
+
+    scale: that of the suite's file, which then says what is shown; None: as it was run.
+    """
+    from teleport_bench.record import Store
+    from teleport_bench.record.store import SUITE_FILE
+    from teleport_bench.report.build import as_in_file, build, load_records, open_report
+    from teleport_bench.suite import to_json
+
+    stored, records = open_report(folder)
+    suite = as_in_file(stored, name, scale) if scale else stored
+    changed = {}
+    if suite is not stored:
+        records = load_records(suite, Store(folder))
+        changed[SUITE_FILE] = to_json(suite).encode()
+    tables, files = build(suite, records)
+    return suite, records, tables, changed | files
+
+
+def _write(folder: Path, files: Mapping[str, bytes], old: Iterable[str]) -> None:
+    from teleport_bench.report.build import write
+
+    if removed := write(folder, files, old):
+        print(
+            f"teleport-bench: removed from {folder} what an earlier report wrote and this one has "
+            f"not: {', '.join(removed)}",
+            file=sys.stderr,
+        )
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -406,24 +496,27 @@ def _report(options: argparse.Namespace) -> int:
     code = OK
     for name, scale in chosen:
         folder = options.out / suite_name(name, scale)
-        code = max(code, _check(folder) if options.check else _finish(folder, name))
+        code = max(
+            code,
+            _check(folder, name, scale) if options.check else _finish(folder, name, None, scale),
+        )
     if len(chosen) > 1 and not options.check:
         _print_claims([options.out / suite_name(*each) for each in chosen])
     return code
 
 
-def _check(folder: Path) -> int:
+def _check(folder: Path, name: str, scale: Scale) -> int:
     """Whether the files of a report are what the records give; prints those that are not."""
-    from teleport_bench.report.build import build, check, open_report
+    from teleport_bench.report.build import check
 
-    suite, records = open_report(folder)
-    _, files = build(suite, records)
+    _, records, _, files = _built(folder, name, scale)
     wrong = [f"{name}: {fault.why}" for name, fault in records.faults.items()]
     wrong += check(folder, files)
     for difference in wrong:
         print(difference)
     if not wrong:
-        print(f"{len(files)} files of {folder} are what {len(records)} records give, byte for byte")
+        of = counted(len(records), "record")
+        print(f"{len(files)} files of {folder} are what {of} give, byte for byte")
     return SOME_FAILED if wrong else OK
 
 
@@ -438,8 +531,7 @@ def _theory(options: argparse.Namespace) -> int:
     from pydantic import ValidationError
 
     from teleport_bench.locator import Locator
-    from teleport_bench.report.build import write
-    from teleport_bench.report.theory import build
+    from teleport_bench.report.theory import FILES, build
     from teleport_bench.theory import TheorySpec
 
     given = {key: getattr(options, key) for key in TheorySpec.model_fields}
@@ -448,7 +540,7 @@ def _theory(options: argparse.Namespace) -> int:
     except ValidationError as error:
         raise UserError(Locator("theory", "").explain(error, lambda loc: [loc])) from None
     tables, files = build(spec)
-    write(options.out / "theory", files)
+    _write(options.out / "theory", files, FILES)
     _show(tables)
     print(f"\nTables and a figure: {options.out / 'theory'}")
     return OK
@@ -467,7 +559,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     import tempfile
 
     from teleport_bench.executor import pick_device
-    from teleport_bench.report.build import write
+    from teleport_bench.report.bench import of_inputs
 
     report = importlib.import_module(f"teleport_bench.report.{options.name}")
     with tempfile.TemporaryDirectory() as folder:
@@ -480,9 +572,12 @@ def _benchmark(options: argparse.Namespace) -> int:
             return SOME_FAILED
         frame, machine = report.load(paths)
         tables, files = report.build(frame, machine)
-        files |= {path.name: path.read_bytes() for path in paths}
+        files |= of_inputs(paths, files)
     place = options.out / options.name / report.machine_name(machine)
-    write(place, files)
+    _write(place, files, report.FILES)
+    for other in sorted(place.glob("*.json")):
+        if other.name not in files:
+            print(f"teleport-bench: {other} is no part of these tables", file=sys.stderr)
     _show(tables)
     print(f"\nTables, a figure and all samples: {place}")
     return SOME_FAILED if code else OK

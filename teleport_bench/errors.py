@@ -24,3 +24,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = get_close_matches(name, known, n=1, cutoff=0.5)
     guess = f"; did you mean '{close[0]}'?" if close else "."
     return f"{guess} Known: {', '.join(known)}"
+
+
+def counted(number: int, what: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

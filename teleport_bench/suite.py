@@ -171,6 +171,8 @@ class Suite:
     """The parsed file, overrides applied: what `from_source` takes."""
     tuning: list[PlannedRun] = field(default_factory=list)
     """The runs that choose step sizes; empty without [tune]."""
+    overrides: Sequence[str] = ()
+    """As given to `load`: `report` applies them to the file again."""
     _reported: list[PlannedRun] = field(default_factory=list)
     _tuned: set[str] = field(default_factory=set)
     """The cells whose trials are in `tuning`."""
@@ -199,6 +201,7 @@ class Suite:
         for override in overrides:
             locator.overridden[_override(source, override)] = f"--set {override}"
         suite = cls.from_source(suite_name(name, scale), source, locator)
+        suite.overrides = list(overrides)
         if scale == "full" and suite.spec.small:
             try:  # what is set for this scale may not suit the other
                 cls.load(name, (), "small")
@@ -481,7 +484,8 @@ def built_in() -> dict[str, Path]:
 
 def scales(name: str) -> tuple[Scale, ...]:
     """The scales at which a suite can be run."""
-    return ("full", "small") if "small" in tomllib.loads(find(name).read_text()) else ("full",)
+    source = tomllib.loads(find(name).read_text("utf-8-sig"))
+    return ("full", "small") if "small" in source else ("full",)
 
 
 def of_group(name: str) -> list[str]:
@@ -664,7 +668,9 @@ def _override(source: dict[str, Any], override: str) -> Loc:
 
 def to_json(suite: Suite) -> str:
     """What `report` needs of a suite, beside its records; the plugins that it needs too, if any."""
-    content = {"name": suite.name, "suite": suite.source}
+    content: dict[str, Any] = {"name": suite.name, "suite": suite.source}
+    if suite.overrides:
+        content["overrides"] = suite.overrides
     if used := plugins.used(suite.source):
         content["plugins"] = used
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
@@ -676,7 +682,8 @@ def from_json(text: str, path: str = "suite.json") -> Suite:
     try:
         content = json.loads(text)
         check_plain(content, Locator(path, ""))
-        return Suite.from_source(content["name"], content["suite"], Locator(path, ""))
+        suite = Suite.from_source(content["name"], content["suite"], Locator(path, ""))
+        suite.overrides = [str(override) for override in content.get("overrides", [])]
     except UserError as error:
         needed = content.get("plugins", {}) if isinstance(content, dict) else {}
         if isinstance(needed, dict) and (missing := needed.keys() - plugins.LOADED.keys()):
@@ -687,3 +694,4 @@ def from_json(text: str, path: str = "suite.json") -> Suite:
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}: {error}): {remedy}"
         ) from None
+    return suite

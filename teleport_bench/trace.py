@@ -44,7 +44,7 @@ class Trace:
             {"name": "thread_name", "ph": "M", "pid": 1, "tid": tid, "args": {"name": name}}
             for tid, name in enumerate(("fleets", "phases of the rounds"))
         ]
-        path.write_text(json.dumps({"traceEvents": tracks + self._events}))
+        path.write_text(json.dumps({"traceEvents": tracks + self._events}), "utf-8")
 
 
 def current() -> Trace | None:

@@ -2,10 +2,12 @@
 
 import contextlib
 import errno
+import io
 import json
 import os
 import platform
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import torch
 
 from teleport_bench import RunSpec, registry
 from teleport_bench.algorithms.teleportation import Teleportation
+from teleport_bench.cli import main
 from teleport_bench.fleet import FleetRound
 from teleport_bench.record import Record, Store
 from teleport_bench.suite import Suite, built_in
@@ -1326,3 +1329,180 @@ def test_an_error_of_the_machine_is_no_full_disk(
     monkeypatch.setattr("teleport_bench.suite.built_in", fail)
     with pytest.raises(OSError, match="no disk"):
         bench("list")
+
+
+# What is printed, and where it goes
+
+ENCODINGS = ("ascii", "latin-1", "cp1252", "utf-16", "ascii:strict")
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_any_encoding_of_the_output_is_good_enough(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    name, _, errors = encoding.partition(":")
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, name, errors or "strict")
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "stderr", stream)
+    report = ["report", str(finished / "suite.toml"), "--out", str(finished / "out")]
+    assert main([*report, "--check"]) == 0
+    shutil.copytree(finished, tmp_path / "copy")
+    assert main(["report", "suite.toml", "--out", str(tmp_path / "copy" / "out")]) == 0
+    assert main(["theory", "--nodes", "4", "--out", str(tmp_path)]) == 0
+    assert main(["list"]) == 0
+    assert main(["run", "ǖ.toml"]) == 2
+    assert sys.stdout is stream
+    assert stream.errors == "strict"  # as it was
+    stream.flush()
+    text = raw.getvalue().decode(name)
+    assert ("x\\u0304" in text) == (name != "utf-16")
+    assert "unknown suite" in text or "cannot read suite" in text
+
+
+LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TQDM_DISABLE": ""}
+
+
+def in_shell(command: str, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    program = f"{sys.executable} -m teleport_bench"
+    return subprocess.run(
+        ["bash", "-c", command.replace("teleport-bench", program)],
+        cwd=folder,
+        env=os.environ | more,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+
+
+def test_files_are_utf_8_in_any_locale_and_none_gets_what_a_closed_stream_was_told(
+    finished: Path, tmp_path: Path
+) -> None:
+    shutil.copy(finished / "suite.toml", tmp_path)
+    options = "suite.toml --out out --device cpu --compile off"
+    done = in_shell(f"teleport-bench run {options} >&- 2>&-", tmp_path, **LOCALE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    for name in ("tables/gap.md", "tables/gap.csv", "tables/gap.tex", "suite.json"):
+        ours, theirs = (folder / "out" / "suite" / name for folder in (tmp_path, finished))
+        assert ours.read_bytes() == theirs.read_bytes()
+    for record in (tmp_path / "out" / "suite" / "runs").iterdir():
+        json.loads(record.read_bytes())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_at_the_end_of_a_pipe_costs_no_run(finished: Path, tmp_path: Path) -> None:
+    shutil.copy(finished / "suite.toml", tmp_path)
+    run = "teleport-bench run suite.toml --out out --device cpu --compile off"
+    done = in_shell(f"{run} > /dev/full", tmp_path)
+    assert done.returncode == 1
+    assert "the output cannot be written: No space left on device; results are kept" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert len(records(tmp_path / "out", "suite")) == 12
+    done = in_shell(f"{run} --rerun 2> /dev/full", tmp_path)
+    assert done.returncode == 0
+    assert "The page" in done.stdout
+    statuses = {record.status for record in records(tmp_path / "out", "suite").values()}
+    assert statuses == {"finished"}
+
+
+def test_a_reader_that_leaves_costs_no_run(finished: Path, tmp_path: Path) -> None:
+    shutil.copy(finished / "suite.toml", tmp_path)
+    run = "teleport-bench run suite.toml --out out --device cpu --compile off"
+    done = in_shell(f"set -o pipefail; {run} 2>&1 | true", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out" / "suite" / "index.html").is_file()
+    statuses = {record.status for record in records(tmp_path / "out", "suite").values()}
+    assert statuses == {"finished"}
+
+
+# A suite that changed since its report
+
+
+def test_report_takes_the_tables_that_the_file_has_today(tiny, run, bench, out, texts):
+    assert run(tiny).code == 0
+    before = stamps(out)
+    tiny.write_text(texts["tiny"].replace('name = "gap"', 'name = "final"\ncaption = "Today"'))
+    done = bench("report", tiny, "--out", out, "--check")
+    assert done.code == 1
+    assert "tables/final.md: is not there" in done.out
+    assert "tables/gap.md: is no part of this report" in done.out
+    assert "suite.json: differs" in done.out
+    done = bench("report", tiny, "--out", out)
+    assert done.code == 0, done.err
+    assert "Today" in done.out
+    assert "removed from" in done.err
+    assert "tables/gap.csv, tables/gap.md, tables/gap.tex" in done.err
+    assert {p.stem for p in (out / "tiny" / "tables").iterdir()} == {"final", "details"}
+    assert stamps(out) == before
+    assert bench("report", tiny, "--out", out, "--check").code == 0
+    tiny.unlink()  # then the last report is what there is
+    assert bench("report", tiny, "--out", out, "--check").code == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("lr = 0.1", "lr = 0.2", "run.lr was 0.1 and is 0.2"),
+        ("seed = [0, 1]", "seed = [0, 2]", "grid.seed was [0, 1] and is [0, 2]"),
+        ('algorithm = "dsgd"', 'algorithm = "d2"', "method.0.algorithm was 'dsgd' and is 'd2'"),
+        ("rounds = 8", "rounds = 8\nloss = 0.5", "run.loss was not there and is 0.5"),
+    ],
+)
+def test_report_of_a_file_with_other_runs_names_what_differs(
+    tiny, run, bench, out, texts, old, new, words
+):
+    assert run(tiny).code == 0
+    tiny.write_text(texts["tiny"].replace(old, new))
+    for check in ((), ("--check",)):
+        done = bench("report", tiny, "--out", out, *check)
+        assert done.code == 2
+        assert f"{tiny} has changed since it was run: {words}" in done.err
+    done = run(tiny)
+    assert done.code == 0
+    assert "of other settings" in done.err
+    assert words in done.err
+    assert bench("report", tiny, "--out", out, "--check").code == 0
+
+
+def test_report_applies_what_set_changed(tiny, run, bench, out):
+    assert run(tiny, "--set", "rounds=4").code == 0
+    assert bench("report", tiny, "--out", out, "--check").code == 0
+
+
+def test_another_suite_of_the_same_file_name_is_refused(tiny, run, out, texts, tmp_path):
+    assert run(tiny).code == 0
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    other = tmp_path / "other" / "tiny.toml"
+    other.parent.mkdir()
+    other.write_text(texts["tiny"].replace("A tiny suite", "Another").replace("0.1", "0.3"))
+    done = run(other)
+    assert done.code == 2
+    assert "holds another suite, 'A tiny suite' and not 'Another'" in done.err
+    assert "--out" in done.err
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    tiny.write_text(texts["tiny"].replace("A tiny suite", "A better title"))
+    assert run(tiny).code == 0  # its runs say that it is the same
+
+
+def test_set_does_not_replace_the_report_of_a_built_in_suite(
+    monkeypatch: pytest.MonkeyPatch,
+    texts: dict[str, str],
+    write: Callable[..., Path],
+    bench: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    suites = {"demo": write(texts["tiny"])}
+    monkeypatch.setattr("teleport_bench.suite.built_in", lambda: suites)
+    run = ("run", "demo", "--device", "cpu", "--out")
+    assert bench(*run, tmp_path / "a").code == 0
+    done = bench(*run, tmp_path / "a", "--set", "rounds=4")
+    assert done.code == 2
+    assert (
+        "holds results of demo with other settings (set.rounds was not there and is 4)" in done.err
+    )
+    assert "--out" in done.err
+    assert bench(*run, tmp_path / "b", "--set", "rounds=4").code == 0
+    assert bench(*run, tmp_path / "b", "--set", "rounds=4").code == 0

@@ -134,6 +134,115 @@ def test_samples_of_two_machines_are_not_one_table(
     assert "one table is of one machine, got files of a, b" in done.err
 
 
+FACTS = {
+    **{"op": "gossip_mix", "who": "teleport_kernels", "rows": 8, "params": 10, "graph": "ring"},
+    **{"dtype": "float32", "bytes": 640, "operations": 480, "share": 0.7, "copy_gb_per_s": 30.0},
+    **{"times_copy": 1.4, "times_copy_range": [1.3, 1.5]},
+}
+MACHINE = {"cpu": {"brand_raw": "A Processor"}, "threads": 2, "torch": "2.13.0"}
+
+
+def content(*cases: dict[str, Any], **machine: Any) -> str:
+    entries = [{"extra_info": FACTS | case} for case in cases]
+    return json.dumps({"benchmarks": entries, "machine_info": MACHINE | machine})
+
+
+BAD = {
+    "text": ("no json", "is not what"),
+    "number": ("3", "is not what"),
+    "list of entries": ('{"benchmarks": [3], "machine_info": {}}', "is not what"),
+    "no list": ('{"benchmarks": 3, "machine_info": {}}', "is not what"),
+    "no machine": ('{"benchmarks": []}', "KeyError: 'machine_info'"),
+    "no extra_info": ('{"benchmarks": [{}], "machine_info": {}}', "KeyError: 'extra_info'"),
+    "extra_info no table": (
+        '{"benchmarks": [{"extra_info": 3}], "machine_info": {}}',
+        "extra_info is to be a table",
+    ),
+    "machine no table": ('{"benchmarks": [], "machine_info": 3}', "is not what"),
+    "processor no table": (content({}, cpu="x"), "is not what"),
+    "control characters": (content({}, gpu="\x1b[31m"), "control characters"),
+    "deep": ("[" * 100_000, "is not what"),
+    "not a number": (content({"share": float("nan")}), "NaN is no number"),
+    "infinite": (content({"times_copy": float("inf")}), "Infinity is no number"),
+    "1e999": (content({}).replace("0.7", "1e999"), "share: Input should be a finite number"),
+    "zero": (content({"share": 0.0}), "share: Input should be greater than 0, got 0.0"),
+    "negative": (content({"copy_gb_per_s": -1.0}), "copy_gb_per_s: Input should be greater than 0"),
+    "number as text": (
+        content({"times_copy": "1.4"}),
+        "times_copy: Input should be a valid number",
+    ),
+    "truth as number": (content({"rows": True}), "rows: Input should be a valid integer"),
+    "missing": (content({}).replace("operations", "works"), "operations: Field required"),
+    "unknown op": (content({"op": "mix"}), "op: Input should be 'gossip_mix'"),
+    "unknown graph": (content({"graph": "path"}), "graph: Input should be 'ring'"),
+    "range of one": (content({"times_copy_range": [1.4]}), "two positive numbers around 1.4"),
+    "other direction": (content({"times_copy": 0.7}), "two positive numbers around 0.7"),
+    "range reversed": (content({"times_copy_range": [1.5, 1.3]}), "two positive numbers"),
+    "twice": (content({}, {}), "float32 is there more than once: twice in"),
+    "other tool": ('{"version": 1, "results": []}', "is not what"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD.values(), ids=BAD)
+def test_a_malformed_file_is_refused_with_a_sentence(
+    text: str, message: str, tmp_path: Path, bench: Callable[..., Any]
+) -> None:
+    (tmp_path / "x.json").write_text(text)
+    done = bench("kernels", "--json", tmp_path / "x.json", "--out", tmp_path / "out")
+    assert done.code == 2
+    assert message in done.err
+    assert str(tmp_path / "x.json") in done.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damage", ["folder", "bytes", "missing"])
+def test_what_is_no_file_of_text_is_refused(
+    damage: str, tmp_path: Path, bench: Callable[..., Any]
+) -> None:
+    path = tmp_path / "x.json"
+    if damage == "folder":
+        path.mkdir()
+    elif damage == "bytes":
+        path.write_bytes(content({}).encode("utf-16"))
+    done = bench("kernels", "--json", path)
+    assert done.code == 2
+    assert f"{path} is not what" in done.err
+
+
+def test_files_of_one_machine_are_joined_and_all_samples_kept(
+    tmp_path: Path, bench: Callable[..., Any]
+) -> None:
+    paths = [tmp_path / name / "benchmark.json" for name in ("a", "b")]
+    for path, dtype in zip(paths, ("float32", "bfloat16"), strict=True):
+        path.parent.mkdir()
+        path.write_text(content({"dtype": dtype, "who": "=1+1"}, {"dtype": dtype}))
+    done = bench("kernels", "--json", *paths, "--out", tmp_path)
+    assert done.code == 0, done.err
+    place = tmp_path / "kernels" / "a-processor-2-threads"
+    kept = [place / name for name in ("benchmark.json", "benchmark-2.json")]
+    assert [path.read_bytes() for path in kept] == [path.read_bytes() for path in paths]
+    csv = (place / "benchmark.csv").read_text()
+    assert csv.count("teleport_kernels") == csv.count("'=1+1") == 2
+    assert bench("kernels", "--json", *kept, "--out", tmp_path / "again").code == 0
+    done = bench("kernels", "--json", kept[0], "--out", tmp_path)
+    assert done.code == 0
+    assert f"{kept[1]} is no part of these tables" in done.err
+
+
+def test_a_file_given_twice_is_refused(tmp_path: Path, bench: Callable[..., Any]) -> None:
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path in paths:
+        path.write_text(content({}))
+    for given in (paths, [paths[0], paths[0]]):
+        done = bench("kernels", "--json", *given, "--out", tmp_path / "out")
+        assert done.code == 2
+        assert "gossip_mix, teleport_kernels, 8, 10, ring, float32 is there more than" in done.err
+    paths[1].write_text(content({"graph": "base"}, torch="2.12.0"))
+    done = bench("kernels", "--json", *paths, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "2 threads; torch 2.12.0, A Processor, 2 threads; torch 2.13.0" in done.err
+
+
 @pytest.mark.parametrize("name", ["ring", "exponential", "regular", "base", "complete", "fleet"])
 @pytest.mark.parametrize("n", [8, 64])
 def test_the_graphs_of_the_benchmarks_are_doubly_stochastic(

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tomllib
 import xml.etree.ElementTree as ET
+from collections import Counter
 from html.parser import HTMLParser
 from itertools import combinations
 
@@ -28,11 +29,11 @@ from teleport_bench.metrics import COSTS, METRICS, NOT_EVALUATED
 from teleport_bench.record import Record
 from teleport_bench.registry import ALGORITHMS, TOPOLOGIES
 from teleport_bench.report import figures
-from teleport_bench.report.build import build, check, open_report, write
+from teleport_bench.report.build import build, check, earlier, open_report, write
 from teleport_bench.report.frame import frame
 from teleport_bench.report.statistics import summarise
 from teleport_bench.report.style import style_of
-from teleport_bench.report.tables import build_table
+from teleport_bench.report.tables import Table, build_table, markdown
 from teleport_bench.shown import TableSpec
 
 # Statistics over seeds
@@ -307,6 +308,32 @@ def test_write_and_check_agree(tmp_path):
     assert check(tmp_path, files | {"a.txt": b"2"}) == ["a.txt: differs"]
 
 
+def test_files_of_an_earlier_report_are_removed_and_others_are_left_alone(tmp_path):
+    page = b'<a href="tables/old.md">x</a><a href="figures/old.png">x</a><a href="../x.md">x</a>'
+    first = {
+        "tables/old.md": b"1",
+        "figures/old.png": b"2",
+        "claims.json": b"3",
+        "index.html": page,
+    }
+    assert write(tmp_path, first, earlier(tmp_path)) == []
+    (tmp_path / "tables" / "mine.txt").write_text("mine")
+    second = {"tables/new.md": b"1", "index.html": b"new"}
+    assert check(tmp_path, second) == [
+        "tables/new.md: is not there",
+        "index.html: differs",
+        *(
+            f"{name}: is no part of this report: remove it"
+            for name in ("claims.json", "figures/old.png", "tables/old.md")
+        ),
+    ]
+    removed = write(tmp_path, second, earlier(tmp_path))
+    assert removed == ["claims.json", "figures/old.png", "tables/old.md"]
+    assert check(tmp_path, second) == []
+    left = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
+    assert left == {"tables/new.md", "tables/mine.txt", "index.html"}
+
+
 # Tables
 
 
@@ -423,13 +450,96 @@ def test_a_label_with_special_characters_stays_one_cell(hand, label):
     _, files = build(suite, records)
     rows = rows_of(files["tables/gap.md"].decode())
     assert {len(row) for row in rows} == {3}
-    assert rows[2][0].replace("\\|", "|") == label
+    assert re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", rows[2][0]) == label
     assert next(csv.reader(files["tables/gap.csv"].decode().splitlines()[1:]))[0] == label
     body = files["tables/gap.tex"].decode()
     (line,) = [x for x in body.splitlines() if "TELEPORTATION" not in x and r"$\pm$" in x][:1]
     cell = line.partition(" & ")[0] if label != "50% & more_#1" else line.rpartition(r"\& more")[0]
     assert not re.search(r"(?<!\\)[%#_&]", cell.replace("$", ""))
     assert len(re.findall(r"(?<!\\)&", line)) == 2
+
+
+def shown(markdown):
+    """What a reader sees of inline Markdown, as far as our texts can go: a tag vanishes, so does
+    what encloses emphasis, code, a deletion, a link or a formula."""
+    kept = []
+    text = re.sub(
+        r"\\([!-/:-@\[-`{-~])", lambda m: kept.append(m[1]) or f"\0{len(kept) - 1}\0", markdown
+    )
+    text = re.sub(r"<[!/a-z?][^>]*>|<[^<>\s]*>", "", text)
+    text = re.sub(r"(`+|\$)(.+?)\1", r"\2", text)
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    text = re.sub(r"(?<![^\W_])(_+)(?=\S)([^_]+?)(?<=\S)\1(?![^\W_])", r"\2", text)
+    text = re.sub(r"(\*+|~+)(?=\S)(.+?)(?<=\S)\1", r"\2", text)
+    text = html.unescape(text)
+    return re.sub("\0(\\d+)\0", lambda m: kept[int(m[1])], text)
+
+
+WRITTEN = [
+    "TELEPORTATION <k=4>",
+    "**a** [x](y) <!-- x -->",
+    "*a* _b_ __c__ ~~d~~ `e` $f$",
+    "x_i, f(x) - f*",
+    "&amp; &#42; &copy;",
+    "a\\*b* \\",
+    "![i](u) [a]: b",
+    "</td></tr>",
+    "a | b",
+    "- 1",
+    "# 2",
+]
+
+
+@pytest.mark.parametrize("text", WRITTEN)
+def test_markdown_shows_a_text_as_it_was_written(hand, text):
+    def edit(source):
+        source["method"][0]["label"] = text
+        source["table"][0] |= {"caption": text, "assumed": text}
+
+    suite, records = hand(edit=edit)
+    _, files = build(suite, records)
+    markdown = files["tables/gap.md"].decode()
+    caption, *_ = markdown.splitlines()
+    assert shown(caption.removeprefix("**").removesuffix("**")) == text
+    assert shown(rows_of(markdown)[2][0]) == text
+    assert shown(markdown.splitlines()[-1]) == f"Assumed: {text}"
+    assert text in "".join(Page(files["index.html"].decode()).texts)
+
+
+def test_the_program_s_own_texts_need_no_escapes():
+    for text in ("f(x̄) − f*", "0.912 *", "~1.40", "+0.01 [0.00, 0.02]", "x_i", "> 3 (2 of 5 not)"):
+        assert markdown(text) == text
+
+
+def test_a_note_begins_no_list_heading_or_quote_and_a_caption_no_paragraph():
+    notes = ["- a", "* b", "+ c", "1. d", "2) e", "# f", "> g", "---", "===", "~~~", "1.5 h", "-1"]
+    table = Table("t", "one\n\ntwo\n- three", ["a"], ["a"], [["x\n\ny"]], notes)
+    first, *rest = table.markdown().splitlines()
+    assert first == "**one two - three**"
+    assert rows_of(table.markdown())[2] == ["x y"]
+    assert [line.rstrip() for line in rest[-len(notes) :]] == [
+        *("\\- a", "\\* b", "\\+ c", "1\\. d", "2\\) e", "\\# f", "\\> g"),
+        *("\\---", "\\===", "\\~~~", "1.5 h", "-1"),
+    ]
+
+
+def test_a_csv_file_holds_no_formulas_and_all_numbers(hand):
+    texts = ["=1+1", "@x", "+cmd|' /C calc'!A0", "-2+3+cmd|' /C calc'!A0", "\t=1", "'=1", "＝1"]
+    kept = ["-0.5", "+0.012 [0.004, 0.020]", "-1/7 = -0.143", "-inf", "'a'", "a=b", "- a"[2:]]
+    rows = [[text, -1.5, -3] for text in texts + kept]
+    table = Table("t", "t", ["a", "b", "c"], ["a", "b", "c"], rows)
+    _, *read = csv.reader(io.StringIO(table.csv()))
+    assert [row[0] for row in read] == [*(f"'{text}" for text in texts), *kept]
+    assert {tuple(row[1:]) for row in read} == {("-1.5", "-3")}
+
+    def edit(source):
+        source["method"][0]["label"] = "=1+1"
+        source["figure"] = [ONE_FIGURE]
+
+    _, files = build(*hand(edit=edit))
+    for name in ("tables/gap.csv", "tables/details.csv", "figures/finals.csv"):
+        assert "'=1+1" in files[name].decode()
+        assert "\n=" not in files[name].decode()
 
 
 @pytest.fixture
@@ -849,6 +959,66 @@ def test_methods_that_would_look_alike_differ_in_their_markers(hand):
     assert len(set(map(str, looks.values()))) == 4
     few = data.view(suite.spec.figure[0])
     assert figures.styles_of(few) == {"beta 0.9": looks["beta 0.9"]}  # whatever else is shown
+
+
+def entries_below(figure):
+    """The labels of a legend that are not within the figure."""
+    legend = figure.legends[0]
+    inside = figure.bbox
+    boxes = [(text.get_text(), text.get_window_extent()) for text in legend.get_texts()]
+    return [t for t, b in boxes if b.y0 < 0 or b.x0 < 0 or b.y1 > inside.y1 or b.x1 > inside.x1]
+
+
+def many(count):
+    betas = [{"algorithm": "dsgd", "momentum": i / 1000} for i in range(count)]
+    return [beta | {"label": f"beta {beta['momentum']}"} for beta in betas]
+
+
+GRAPHS = [
+    *({"algorithm": "dsgd", "topology": t, "label": f"D-SGD, {t}"} for t in TOPOLOGIES.names()),
+    *({"algorithm": "teleportation", "active": k} for k in (1, 2, 4, 8)),
+]
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [GRAPHS, many(40), many(100), [{"algorithm": "dsgd", "label": "W" * 200}, *many(3)]],
+    ids=["graphs", "40", "100", "long"],
+)
+def test_a_legend_is_within_its_figure_and_no_two_methods_look_alike(hand, monkeypatch, methods):
+    def edit(source):
+        source["method"] = methods
+        source["grid"] = {"nodes": [16], "seed": [0]}
+        source["table"] = []
+        source["figure"] = [ONE_FIGURE]
+
+    saved = []
+    save = figures._save
+    monkeypatch.setattr(figures, "_save", lambda f, form: saved.append(f) or save(f, form))
+    suite, records = hand(edit=edit)
+    data = frame(suite, records)
+    svg = figures.draw(data, suite.spec.figure[0])["svg"].decode()
+    assert entries_below(saved[0]) == []
+    assert all(run.label in svg for run in suite.planned())
+    assert min(ax.get_window_extent().width for ax in saved[0].axes) > 50
+    looks = figures.styles_of(data)
+    assert len(set(looks.values())) == len(methods)
+    alike = Counter((look.colour, look.marker) for look in looks.values())
+    if len(methods) < 30:  # dashes alone are hard to tell
+        assert max(alike.values()) <= 4
+
+
+def test_a_panel_names_no_more_runs_than_it_has_room_for(hand):
+    def edit(source):
+        source["method"] = many(30)
+        source["grid"] = {"nodes": [4], "seed": [0]}
+        source["table"] = []
+        source["figure"] = [ONE_FIGURE]
+
+    suite, records = hand(lambda _: "diverged", edit=edit)
+    svg = figures.draw(frame(suite, records), suite.spec.figure[0])["svg"].decode()
+    assert svg.count("1 of 1 diverged") == 12
+    assert "and 18 more" in svg
 
 
 def test_a_chosen_k_has_a_look_of_its_own():

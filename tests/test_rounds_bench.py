@@ -160,3 +160,37 @@ def test_tables_say_what_the_samples_say(tmp_path: Path, bench: Callable[..., An
         ["one by one", "2,000", "1.5"],
     ]
     assert cells("algorithms") == [["MLP 64-64-10", "Gradient tracking", "2", "1", "1.50", "0.75"]]
+
+
+LOOP = {"who": "loop", "updates_per_second": 2430.0, "times_ours": 2.0, "times_ours_range": [1, 3]}
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"model": "vgg"}, "model: Input should be 'logistic', 'mlp' or 'lenet', got 'vgg'"),
+        ({"method": "d2"}, "method: Input should be 'dsgd' or 'teleportation'"),
+        ({"who": "jax"}, "who: Input should be 'compiled'"),
+        ({"kind": "loops"}, "unknown kind 'loops'"),
+        ({"kind": ["rounds"]}, "unknown kind"),
+        ({"kind": "fleet"}, "model: Input should be 'quadratic' or 'lenet'"),
+        ({"kind": "algorithm"}, "tensors: Field required"),
+        ({"times_ours": None}, "loop has no times_ours"),
+        ({"times_ours_range": None}, "loop has no times_ours, or no range"),
+        ({"times_ours": 0.5}, "times_ours_range is to be two positive numbers around 0.5"),
+        ({"updates_per_second": "2430"}, "updates_per_second: Input should be a valid number"),
+        ({"nodes": 0}, "nodes: Input should be greater than 0"),
+    ],
+)
+def test_facts_that_no_table_can_take_are_refused(
+    facts: dict[str, Any], message: str, tmp_path: Path, bench: Callable[..., Any]
+) -> None:
+    machine = {"cpu": {"brand_raw": "A Processor"}, "threads": 2}
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"machine_info": machine, "benchmarks": [case(**LOOP)]}))
+    assert bench("rounds", "--json", path, "--out", tmp_path).code == 0
+    path.write_text(json.dumps({"machine_info": machine, "benchmarks": [case(**LOOP | facts)]}))
+    done = bench("rounds", "--json", path, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert message in done.err
+    assert not (tmp_path / "out").exists()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from teleport_bench.errors import UserError
+from teleport_bench.locator import brief
 from teleport_bench.record import Record, Records, Store
 from teleport_bench.record.store import SUITE_FILE, refuse_link, write_atomically, writing
 from teleport_bench.report import claims
 from teleport_bench.report.frame import Frame, frame, unlike
 from teleport_bench.report.tables import Table, build_table, tuning_table
-from teleport_bench.suite import Suite, from_json
+from teleport_bench.suite import Scale, Suite, find, from_json, to_json
 from teleport_bench.tune import chosen
 
 if TYPE_CHECKING:
@@ -87,7 +89,7 @@ def build(suite: Suite, records: Mapping[str, Record]) -> tuple[list[Table], dic
     files |= of_tables([*tables, *details])
     files |= of_drawings(drawings)
     pairs = list(zip(verdicts, details, strict=True))
-    files["index.html"] = page.render(data, tables, drawings, pairs).encode()
+    files[PAGE] = page.render(data, tables, drawings, pairs).encode()
     return tables, files
 
 
@@ -110,18 +112,54 @@ def of_drawings(drawings: Sequence[Drawing]) -> dict[str, bytes]:
     }
 
 
-def write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write every file, each whole or not at all; UserError where that is not possible."""
+PAGE = "index.html"
+_LINKED = re.compile(
+    r'href="((?:tables/[\w-]+\.(?:md|csv|tex))|(?:figures/[\w-]+\.(?:svg|png|csv)))"'
+)
+_ALONE = ("search.json", claims.CLAIMS_FILE)
+
+
+def earlier(folder: Path) -> set[str]:
+    """The files that an earlier report wrote into the folder: those that its page links."""
+    path = folder / PAGE
+    try:
+        text = "" if path.is_symlink() else path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    return {*_LINKED.findall(text), *_ALONE}
+
+
+def write(folder: Path, files: Mapping[str, bytes], old: Iterable[str] = ()) -> list[str]:
+    """Write every file, each whole or not at all, and remove old ones that are not among them.
+
+    Returns the names of those that were removed. UserError where writing is not possible.
+    """
+    removed = []
     with writing(folder):
         for name, content in files.items():
+            if name != PAGE:  # until it is written, it names what is to be removed
+                _write(folder, name, content)
+        for name in sorted(set(old) - files.keys()):
             path = folder / name
-            if path.parent != folder:
-                refuse_link(path.parent)
-            write_atomically(path, content)
+            refuse_link(path.parent)
+            if path.is_file() and not path.is_symlink():
+                path.unlink()
+                removed.append(name)
+        if PAGE in files:
+            _write(folder, PAGE, files[PAGE])
+    return removed
+
+
+def _write(folder: Path, name: str, content: bytes) -> None:
+    path = folder / name
+    if path.parent != folder:
+        refuse_link(path.parent)
+    write_atomically(path, content)
 
 
 def check(folder: Path, files: Mapping[str, bytes]) -> list[str]:
-    """The files on disk that are not what the records give, byte for byte."""
+    """The files on disk that are not what the records give, byte for byte, and those that look like
+    a report's and are no part of it."""
     wrong = []
     for name, content in files.items():
         path = folder / name
@@ -129,4 +167,77 @@ def check(folder: Path, files: Mapping[str, bytes]) -> list[str]:
             wrong.append(f"{name}: is not there")
         elif path.read_bytes() != content:
             wrong.append(f"{name}: differs")
-    return wrong
+    kinds = {"tables": (".md", ".csv", ".tex"), "figures": (".svg", ".png", ".csv")}
+    there = {
+        f"{kind}/{path.name}"
+        for kind, suffixes in kinds.items()
+        for path in (folder / kind).glob("*")
+        if path.suffix in suffixes and not path.name.startswith(".")
+    }
+    there |= {name for name in _ALONE if (folder / name).is_file()}
+    return [
+        *wrong,
+        *(f"{name}: is no part of this report: remove it" for name in sorted(there - files.keys())),
+    ]
+
+
+NOT_OF_RUNS = (
+    *("title", "about", "duration", "small", "scale_note"),
+    *("table", "figure", "claim", "profile", "network", "theory"),
+)
+"""The keys of a suite that say how its runs are shown, or nothing that a report takes."""
+
+
+def as_in_file(stored: Suite, name: str, scale: Scale) -> Suite:
+    """The suite that was run, with the tables, figures, claims and texts that its file has today.
+
+    UserError where the file's runs are others. The suite itself where there is no file any more.
+    """
+    try:
+        path = find(name)
+    except UserError:
+        return stored
+    if not path.is_file():
+        return stored
+    today = Suite.load(name, stored.overrides, scale)
+    unseen = ("duration", "small")  # what a run may take is no part of what it gave
+    was, now = ({k: v for k, v in s.source.items() if k not in unseen} for s in (stored, today))
+    if was == now:
+        return stored
+    if run_ids(stored) != run_ids(today):
+        raise UserError(
+            f"{path} has changed since it was run: {differences(stored.source, today.source)}; "
+            "`run` makes the runs that are not there, and their report"
+        )
+    return from_json(to_json(today))  # in the order that it has from then on
+
+
+def run_ids(suite: Suite) -> set[str]:
+    return {run.spec.id for run in suite.all_runs()}
+
+
+def differences(was: Any, now: Any, most: int = 3) -> str:
+    """`run.lr was 0.1 and is 0.2`: where the runs of two suites differ, by their parsed files."""
+    old, new = (_leaves({k: v for k, v in s.items() if k not in NOT_OF_RUNS}) for s in (was, now))
+    found = []
+    for key in dict.fromkeys([*old, *new]):
+        if old.get(key) != new.get(key):
+            texts = [brief(side[key]) if key in side else "not there" for side in (old, new)]
+            found.append(f"{key} was {texts[0]} and is {texts[1]}")
+    more = [f"and {len(found) - most} more"] if len(found) > most else []
+    return "; ".join([*found[:most], *more])
+
+
+def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of nested tables, and of lists of tables, by dotted key."""
+    inner: Iterable[tuple[Any, Any]]
+    if isinstance(value, dict):
+        inner = value.items()
+    elif isinstance(value, list) and any(isinstance(one, dict) for one in value):
+        inner = enumerate(value)
+    else:
+        return {prefix: value}
+    found: dict[str, Any] = {}
+    for key, one in inner:
+        found |= _leaves(one, f"{prefix}.{key}" if prefix else str(key))
+    return found

@@ -302,7 +302,7 @@ def summary(folders: Sequence[Path]) -> Table:
     for folder in folders:
         path = folder / CLAIMS_FILE
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text("utf-8"))
             check_plain(content, Locator(str(path), ""))
             found = Counter(str(claim["verdict"]) for claim in content["claims"])
             name = str(content["suite"])

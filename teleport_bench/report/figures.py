@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,8 @@ from matplotlib.transforms import ScaledTranslation
 from teleport_bench.metrics import AXES, COST_AXES, METRICS, TO_TARGET, setting
 from teleport_bench.report.frame import Frame, column
 from teleport_bench.report.statistics import summarise
-from teleport_bench.report.style import MARKERS, Style, style_of
+from teleport_bench.report.style import MARKERS, Style, alternatives, style_of
+from teleport_bench.report.tables import plain
 from teleport_bench.shown import FigureSpec, Item, order, show
 
 
@@ -291,7 +293,7 @@ def _csv(points: Sequence[dict[str, Any]]) -> bytes:
     names = dict.fromkeys(name for point in points for name in point)
     writer = csv.DictWriter(out, list(names), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(points)
+    writer.writerows({k: plain(v) for k, v in point.items()} for point in points)
     return out.getvalue().encode()
 
 
@@ -304,21 +306,36 @@ def _unfinished(runs: pd.DataFrame, spec: FigureSpec) -> list[str]:
         label, at = mine["label"].iloc[0], mine[column(key)].iloc[0]
         where = f"{label}, {setting(key).short} = {show(at)}"
         lines += [f"{where}: {c} of {len(mine)} {s}" for s, c in counts.items()]
-    return lines
+    more = len(lines) - MOST_NOTES
+    return [*lines[:MOST_NOTES], f"and {more} more"] if more > 1 else lines
+
+
+MOST_NOTES = 12
+"""Lines that fit into a panel."""
+
+MOST_DASHED = 4
+"""Methods of one colour and marker, told apart by their dashes."""
 
 
 def styles_of(frame: Frame) -> dict[str, Style]:
-    """The look of each method shown; two of the suite that would look alike differ in markers."""
+    """The look of each method shown; no two of the suite look alike."""
     styles: dict[str, Style] = {}
+    taken: set[Style] = set()
+    dashed: Counter[tuple[str, str]] = Counter()
     for run in frame.suite.planned():
         if run.label in styles:
             continue
         spec = run.spec
         active = run.search or spec.n_active
         style = style_of(spec.algorithm["name"], active, spec.topology["name"])
-        others = (style._replace(marker=marker) for marker in MARKERS)
-        taken = styles.values()
-        free = next((s for s in (style, *others) if s not in taken), style)
+        others = (s for s in alternatives(style) if s not in taken)
+        # dashes alone tell a few methods apart, not a dozen
+        free = next(others)
+        if dashed[free[:2]] >= MOST_DASHED:
+            fewest = min(dashed[style.colour, marker] for marker in MARKERS)
+            free = next(s for s in others if dashed[s[:2]] == fewest)
+        dashed[free[:2]] += 1
+        taken.add(free)
         styles[run.label] = free
     return {run.label: styles[run.label] for run in frame.reported}
 
@@ -345,11 +362,28 @@ def _legend(figure: Figure, frame: Frame, spec: FigureSpec) -> None:
     legend_beside(figure, handles=handles, title=title, alignment="left")
 
 
+TALLEST = 12.0
+"""Inches of a legend's height, beyond which it gets another column."""
+
+NARROWEST = 2.4
+"""Inches that a legend leaves to the panels."""
+
+
 def legend_beside(figure: Figure, **options: Any) -> None:
-    """A legend to the right of the panels."""
-    legend = figure.legend(loc="outside right upper", frameon=False, **options)
-    for text in legend.get_texts():
-        text.set_parse_math(False)  # a label is text, whatever characters it has
+    """A legend to the right of the panels; the figure grows where it would be cut."""
+    columns = 1
+    while True:
+        legend = figure.legend(loc="outside right upper", frameon=False, ncols=columns, **options)
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a label is text, whatever characters it has
+        box = legend.get_window_extent()
+        width, height = box.width / figure.dpi, box.height / figure.dpi
+        if columns > 1 or height <= TALLEST:
+            break
+        columns = math.ceil(height / TALLEST)
+        legend.remove()
+    across, down = figure.get_size_inches()
+    figure.set_size_inches(max(across, width + NARROWEST), max(down, height + 0.2))
 
 
 def _save(figure: Figure, form: str) -> bytes:

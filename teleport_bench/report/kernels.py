@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator, StrMethodFormatter
+from pydantic import PositiveInt
 
+from teleport_bench.errors import UserError
 from teleport_bench.report import bench
-from teleport_bench.report.bench import machine_line, machine_name, marked
+from teleport_bench.report.bench import Positive, Sample, machine_line, machine_name, marked
 from teleport_bench.report.figures import canvas, rendered
 from teleport_bench.report.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION
 from teleport_bench.report.tables import Cell, Table
@@ -23,12 +25,42 @@ MARKERS = {"ring": "o", "exponential": "s", "regular": "D", "base": "v", "comple
 MARKERS |= {"fleet": "h", "-": "P"}
 SOURCE = "test_kernels.py"
 
-__all__ = ["OPS", "SOURCE", "build", "load", "machine_name"]
+CASE = ("op", "who", "rows", "params", "graph", "dtype")
+
+
+class _Sample(Sample):
+    op: Literal["gossip_mix", "teleport_mix", "sgd_mix", "consensus"]
+    who: str
+    graph: Literal["ring", "exponential", "regular", "base", "complete", "fleet", "-"]
+    dtype: str
+    rows: PositiveInt
+    params: PositiveInt
+    bytes: PositiveInt
+    operations: PositiveInt
+    times_copy: Positive
+    times_copy_range: list[Positive]
+    share: Positive
+    copy_gb_per_s: Positive
+
+
+FILES = (
+    *(f"tables/{name}.{form}" for name in ("times-a-copy", "rivals") for form in ("md", "tex")),
+    *("figures/roofline.svg", "figures/roofline.png"),
+)
+"""All that a report may write, beside samples."""
+
+__all__ = ["FILES", "OPS", "SOURCE", "build", "load", "machine_name"]
+
+
+def _kind(facts: Mapping[str, Any]) -> type[Sample]:
+    if not {"times_copy", "who"} <= facts.keys():
+        raise UserError(f"benchmarks of other files than {SOURCE}")
+    return _Sample
 
 
 def load(paths: Sequence[Path]) -> tuple[pd.DataFrame, dict[str, Any]]:
     """One row a benchmark, and what pytest-benchmark says of the machine."""
-    frame, machine = bench.load(paths, SOURCE, {"times_copy", "who"})
+    frame, machine = bench.load(paths, SOURCE, _kind, CASE)
     frame["shape"] = [f"{k:,} x {p:,}" for k, p in zip(frame["rows"], frame["params"], strict=True)]
     return frame, machine
 

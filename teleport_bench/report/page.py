@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from teleport_bench.errors import counted
 from teleport_bench.metrics import setting
 from teleport_bench.report.claims import Verdict
 from teleport_bench.report.figures import Drawing
@@ -33,7 +34,7 @@ def render(
     tables: of the suite, of its step sizes and, where there are claims, the table of these.
     claims: each with the table of its cases.
     """
-    template = resources.files("teleport_bench.report").joinpath("page.html.j2").read_text()
+    template = resources.files("teleport_bench.report").joinpath("page.html.j2").read_text("utf-8")
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -121,7 +122,7 @@ def counts(frame: Frame) -> str:
         tuned = [frame.records.get(run.spec.id) for run in frame.suite.tuning]
         parts.append(("tuning", [r.status if r else "missing" for r in tuned]))
     texts = [
-        f"{len(found)} {kind} runs: "
+        f"{counted(len(found), f'{kind} run')}: "
         + ", ".join(f"{n} {s}" for s, n in sorted(Counter(found).items()))
         for kind, found in parts
     ]
@@ -188,7 +189,9 @@ def _code(frame: Frame) -> str:
     )
     dates = sorted(r.made.date for r in frame.used)
     span = f" Made from {dates[0]} to {dates[-1]}." if dates else ""
-    return "; ".join(f"{text} ({n} runs)" for text, n in sorted(made.items())) + "." + span
+    return (
+        "; ".join(f"{text} ({counted(n, 'run')})" for text, n in sorted(made.items())) + "." + span
+    )
 
 
 def _time(frame: Frame) -> str:
@@ -199,7 +202,7 @@ def _time(frame: Frame) -> str:
     if not phases:
         return "No time was recorded."
     engines = Counter(ENGINES[r.made.engine] for r in frame.used if r.made.engine)
-    how = "; ".join(f"{n} runs {engine}" for engine, n in sorted(engines.items()))
+    how = "; ".join(f"{counted(n, 'run')} {engine}" for engine, n in sorted(engines.items()))
     return f"Time in the round loop, all runs: {phases}." + (f" Rounds: {how}." if how else "")
 
 

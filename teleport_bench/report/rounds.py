@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
+from pydantic import PositiveInt, model_validator
 
+from teleport_bench.errors import UserError, nearest
 from teleport_bench.report import bench
-from teleport_bench.report.bench import machine_line, machine_name, marked
+from teleport_bench.report.bench import Positive, Sample, machine_line, machine_name, marked
 from teleport_bench.report.figures import canvas, rendered
 from teleport_bench.report.style import BLACK, BLUE, GREEN, ORANGE, SKY
 from teleport_bench.report.tables import Cell, Table
@@ -28,12 +30,90 @@ MARKERS = dict(zip(WHO, ("o", "s", "D", "X"), strict=True))
 MODELS = {"logistic": "logistic regression", "mlp": "MLP 64-64-10", "lenet": "LeNet, 28x28"}
 METHODS = {"dsgd": "D-SGD", "teleportation": "TELEPORTATION, k = 8"}
 
-__all__ = ["SOURCE", "build", "load", "machine_name"]
+FLEETS = {
+    "quadratic": "13 step sizes x 5 seeds, quadratic, d = 50, n = 25",
+    "lenet": "4 seeds, LeNet, n = 8",
+}
+FIELD = {"mlp": MODELS["mlp"], "curvature": "quadratic, d = 5,000"}
+CASE = ("kind", "model", "method", "nodes", "who")
+
+
+class _Round(Sample):
+    who: Literal["compiled", "torch", "vmap", "loop"]
+    model: Literal["logistic", "mlp", "lenet"]
+    method: Literal["dsgd", "teleportation"]
+    nodes: PositiveInt
+    updates_per_second: Positive
+    floor_updates_per_second: Positive
+    matmul_gflop_per_s: Positive
+    copy_gb_per_s: Positive
+    times_floor: Positive
+    times_floor_range: list[Positive]
+    times_ours: Positive | None = None
+    times_ours_range: list[Positive] | None = None
+    times_dsgd: Positive | None = None
+    times_dsgd_range: list[Positive] | None = None
+
+    @model_validator(mode="after")
+    def _beside(self) -> Self:
+        if self.who != "compiled" and None in (self.times_ours, self.times_ours_range):
+            raise ValueError(f"{self.who} has no times_ours, or no range of it")
+        if (self.times_dsgd is None) != (self.times_dsgd_range is None):
+            raise ValueError("times_dsgd and times_dsgd_range go together")
+        return self
+
+
+class _Fleet(Sample):
+    who: str
+    model: Literal["quadratic", "lenet"]
+    updates_per_second: Positive
+    times_ours: Positive | None = None
+    times_ours_range: list[Positive] | None = None
+
+    @model_validator(mode="after")
+    def _beside(self) -> Self:
+        if self.who != "fleet" and None in (self.times_ours, self.times_ours_range):
+            raise ValueError(f"{self.who} has no times_ours, or no range of it")
+        return self
+
+
+class _Algorithm(Sample):
+    who: str
+    model: Literal["mlp", "curvature"]
+    method: str
+    tensors: PositiveInt
+    local_steps: PositiveInt
+    times_dsgd: Positive
+    times_dsgd_range: list[Positive]
+
+
+KINDS: dict[str, type[Sample]] = {"rounds": _Round, "fleet": _Fleet, "algorithm": _Algorithm}
+
+FILES = (
+    *(
+        f"tables/{name}.{form}"
+        for name in ("updates", "few-tokens", "fleets", "algorithms")
+        for form in ("md", "tex")
+    ),
+    *("figures/updates.svg", "figures/updates.png"),
+)
+"""All that a report may write, beside samples."""
+
+__all__ = ["FILES", "SOURCE", "build", "load", "machine_name"]
+
+
+def _kind(facts: Mapping[str, Any]) -> type[Sample]:
+    if not {"updates_per_second", "who", "kind"} <= facts.keys():
+        raise UserError(f"benchmarks of other files than {SOURCE}")
+    kind = str(facts["kind"])
+    if kind not in KINDS:
+        raise UserError(f"benchmarks of an unknown kind {kind!r:.80}{nearest(kind, KINDS)}")
+    return KINDS[kind]
 
 
 def load(paths: Sequence[Path]) -> tuple[pd.DataFrame, dict[str, Any]]:
     """One row a benchmark, and what pytest-benchmark says of the machine."""
-    return bench.load(paths, SOURCE, {"updates_per_second", "who", "kind"})
+    return bench.load(paths, SOURCE, _kind, CASE)
 
 
 def build(frame: pd.DataFrame, machine: Mapping[str, Any]) -> tuple[list[Table], dict[str, bytes]]:
@@ -122,17 +202,13 @@ def _few_tokens(rounds: pd.DataFrame) -> Table:
 
 def _fleets(fleets: pd.DataFrame) -> Table:
     columns = ["runs", "who", "node-updates a second", "time over the fleet's"]
-    names = {
-        "quadratic": "13 step sizes x 5 seeds, quadratic, d = 50, n = 25",
-        "lenet": "4 seeds, LeNet, n = 8",
-    }
     rows: list[Sequence[Cell]] = []
     for _, row in fleets.iterrows():
         over = ""
         if row["who"] != "fleet":
             over = _ratio(row, "times_ours")
         speed = f"{row['updates_per_second']:,.0f}"
-        rows.append([names[row["model"]], row["who"], speed, over])
+        rows.append([FLEETS[row["model"]], row["who"], speed, over])
     return Table(
         "fleets",
         "A fleet against the same runs one by one",
@@ -145,14 +221,13 @@ def _fleets(fleets: pd.DataFrame) -> Table:
 
 def _algorithms(field: pd.DataFrame) -> Table:
     columns = ["model", "algorithm", "tensors", "gradients", "a node-update", "a tensor"]
-    names = {"mlp": MODELS["mlp"], "curvature": "quadratic, d = 5,000"}
     rows: list[Sequence[Cell]] = []
     for _, row in field.sort_values(["model", "method"], ascending=[False, True]).iterrows():
         tensors, steps = int(row["tensors"]), int(row["local_steps"])
         each = row["times_dsgd"] / tensors / steps
         over = _ratio(row, "times_dsgd", "{:.2f}")
         mixed = marked(each, row["times_dsgd_range"], "{:.2f}")
-        rows.append([names[row["model"]], row["method"], tensors, steps, over, mixed])
+        rows.append([FIELD[row["model"]], row["method"], tensors, steps, over, mixed])
     return Table(
         "algorithms",
         "A round of every algorithm over one of D-SGD",

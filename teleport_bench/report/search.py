@@ -12,10 +12,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from teleport_bench.activation import BLOCK
+from teleport_bench.errors import counted
 from teleport_bench.metrics import METRICS, setting
 from teleport_bench.record import Record
 from teleport_bench.report.figures import Drawing, canvas, legend_beside, rendered
-from teleport_bench.report.style import BLACK, BLUE, DASHES
+from teleport_bench.report.style import BLACK, BLUE, DASHES, Style, alternatives
 from teleport_bench.report.tables import Cell, Table
 from teleport_bench.shown import flat, show
 from teleport_bench.spec import RunSpec
@@ -148,9 +149,9 @@ def table(suite: Suite, found: Sequence[Found]) -> Table:
     if alone:
         columns += ["best k alone", "loss by the search"]
         keys += ["active_alone", "regret"]
-    seeds = len(suite.spec.tune.seeds)
+    seeds = counted(len(suite.spec.tune.seeds), "tuning seed")
     notes = [
-        f"Mean {metric.label} over {seeds} tuning seeds, every k at its own best step size; * "
+        f"Mean {metric.label} over {seeds}, every k at its own best step size; * "
         "marks the k chosen: the best, ties to the smaller (the rule is assumed; that 2T rounds "
         "are enough is the paper's).",
         "rounds: of one step size. All k but the largest run at the same time at disjoint nodes "
@@ -198,11 +199,13 @@ def draw(suite: Suite, found: Sequence[Found]) -> dict[str, bytes]:
     height = -(-len(panels) // columns)
     with canvas("search", 2.6 * columns + 2.2, 2.3 * height + 0.6) as figure:
         grid = figure.subplots(height, columns, squeeze=False, sharey="row").ravel()
-        styles: dict[str, Any] = {}
+        looks: dict[str, Style] = {}
         for ax, ((nodes, own), searches) in zip(grid, panels.items(), strict=False):
             for f in searches:
-                dashes = DASHES.get(f.setting["topology"]["name"], "")
-                style = styles.setdefault(f.method, (0, dashes) if dashes else "-")
+                if f.method not in looks:
+                    own = Style(BLUE, "o", DASHES.get(f.setting["topology"]["name"], ""))
+                    looks[f.method] = next(s for s in alternatives(own) if s not in looks.values())
+                look = looks[f.method]
                 for scores, face, colour in (
                     (f.scores, BLUE, BLUE),
                     (f.alone or {}, "white", "#999999"),
@@ -211,9 +214,9 @@ def draw(suite: Suite, found: Sequence[Found]) -> dict[str, bytes]:
                     ax.plot(
                         list(points),
                         list(points.values()),
-                        linestyle=style,
+                        linestyle=_line(look),
                         color=colour,
-                        marker="o",
+                        marker=look.marker,
                         markersize=4,
                         markerfacecolor=face,
                         zorder=2 if face == BLUE else 1,
@@ -236,8 +239,15 @@ def draw(suite: Suite, found: Sequence[Found]) -> dict[str, bytes]:
         for ax in grid[:: columns or 1]:
             ax.set_ylabel(metric.label, fontsize=8)
         handles = [
-            Line2D([], [], color=BLUE, linestyle=style, marker="o", markersize=4, label=label)
-            for label, style in styles.items()
+            Line2D(
+                *([], []),
+                color=BLUE,
+                linestyle=_line(look),
+                marker=look.marker,
+                markersize=4,
+                label=label,
+            )
+            for label, look in looks.items()
         ]
         handles.append(
             Line2D([], [], color=BLACK, linestyle="", marker="*", markersize=9, label="chosen k")
@@ -255,3 +265,8 @@ def draw(suite: Suite, found: Sequence[Found]) -> dict[str, bytes]:
             )
         legend_beside(figure, handles=handles)
         return rendered(figure, suite.scale_note)
+
+
+def _line(look: Style) -> Any:
+    """A look's dashes as a line style of matplotlib."""
+    return (0, look.dashes) if look.dashes else "-"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from teleport_bench.algorithms import Algorithm
@@ -75,6 +77,14 @@ def style_of(algorithm: str, active: int | str, topology: str) -> Style:
         marker = MARKERS[step % 6]
     dashes = DASHES.get(topology, (10, 1 + _hash(topology) % 5, 1 + _hash(topology) % 3, 1))
     return Style(colour, marker, dashes)
+
+
+def alternatives(style: Style) -> Iterator[Style]:
+    """The look itself, then others of its colour without end: other markers, then other dashes."""
+    more = ((4 + i, 2, 1, 2) for i in itertools.count())
+    for dashes in itertools.chain((style.dashes,), DASHES.values(), more):
+        for marker in (style.marker, *MARKERS):
+            yield style._replace(marker=marker, dashes=dashes)
 
 
 def _hash(name: str) -> int:

@@ -6,12 +6,13 @@ import csv
 import html
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from typing import TypeVar
 
 from tabulate import tabulate
 
+from teleport_bench.errors import counted
 from teleport_bench.metrics import METRICS, TO_TARGET, setting
 from teleport_bench.report.frame import Frame, column, unlike
 from teleport_bench.report.statistics import Summary, summarise
@@ -38,6 +39,7 @@ class Stat:
         return numbers
 
 
+T = TypeVar("T")
 Cell = str | int | float | Stat
 
 
@@ -68,8 +70,9 @@ class Table:
         return [*self.notes, *(f"{tag.capitalize()}: {text}" for tag, text in self.tags)]
 
     def markdown(self) -> str:
-        lines = [f"**{self.caption}**", "", self._grid("pipe", {"|": "\\|"}), ""]
-        lines += [f"{note}  " for note in self.remarks]
+        caption = markdown(self.caption, bold=True) or markdown(self.name, bold=True)
+        lines = [f"**{caption}**", "", self._grid("pipe", markdown), ""]
+        lines += [f"{_at_line_start(markdown(note))}  " for note in self.remarks]
         return "\n".join(lines).rstrip() + "\n"
 
     def terminal(self) -> str:
@@ -84,7 +87,7 @@ class Table:
         return str(table)
 
     def latex(self) -> str:
-        grid = _latex(self._grid("latex_booktabs"))
+        grid = _latex(self._grid("latex_booktabs", _one_line))
         # behind the end of a row these would be read as options of it
         grid = re.sub(r"(?m)^ (?=[\[*])", " {}", grid)
         above, below = (
@@ -94,7 +97,10 @@ class Table:
         return "\n".join([*above, grid, *below]) + "\n"
 
     def csv(self) -> str:
-        """Numbers in full: a summary becomes several columns, see `Stat.columns`."""
+        """Numbers in full: a summary becomes several columns, see `Stat.columns`.
+
+        A text that a spreadsheet would take for a formula has an apostrophe before it, see `plain`.
+        """
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         stats = [
@@ -112,20 +118,62 @@ class Table:
                     line += cell.columns().values()
                 else:
                     line += [cell] * (len(stat) if stat else 1)
-            writer.writerow(["" if v is None else v for v in line])
+            writer.writerow(["" if v is None else plain(v) for v in line])
         return out.getvalue()
 
     def _text(self) -> list[list[str]]:
         return [[f"{c:g}" if isinstance(c, float) else str(c) for c in row] for row in self.rows]
 
-    def _grid(self, form: str, escapes: Mapping[str, str] = MappingProxyType({})) -> str:
-        cells = [list(self.columns), *self._text()]
-        for symbol, escaped in escapes.items():
-            cells = [[cell.replace(symbol, escaped) for cell in row] for row in cells]
+    def _grid(self, form: str, escaped: Callable[[str], str] = str) -> str:
+        cells = [[escaped(cell) for cell in row] for row in [list(self.columns), *self._text()]]
         text = tabulate(
             cells[1:], cells[0], tablefmt=form, colalign=self._align, disable_numparse=True
         )
         return str(text)
+
+
+_MARKUP = re.compile(
+    r"""
+      \\(?=[!-/:-@\[-`{-~]|$)                  # a backslash that would be taken for an escape
+    | [`|<$]
+    | \[(?=[^\]]*\][(\[:]) | \](?=[(\[:])      # a link, and no interval in brackets
+    | \*(?!\s|$)(?!(?<=[^\W_]\*)[!-/:-@\[-`{-~])   # where emphasis may begin
+    | (?<![^\W_])_ | _(?![^\W_])               # neither begins nor ends within a word
+    | (?<=\S)~                                 # where a deletion may end
+    | &(?=\#?\w+;)
+    """,
+    re.VERBOSE,
+)
+_MARKUP_IN_BOLD = re.compile(_MARKUP.pattern + r"| \*", re.VERBOSE)
+_BLOCK = re.compile(r"^(\d*)(?=[-+*](\s|$)|(?<=\d)[.)](\s|$)|[-=]+\s*$|#{1,6}(\s|$)|>|~~~)")
+
+
+def markdown(text: str, *, bold: bool = False) -> str:
+    """A text as Markdown that shows it as it is written, on one line.
+
+    bold: between asterisks, which one of the text may not close.
+    """
+    return (_MARKUP_IN_BOLD if bold else _MARKUP).sub(r"\\\g<0>", _one_line(text))
+
+
+def _at_line_start(text: str) -> str:
+    """Markdown for the begin of a line, where some characters make a heading, a list or a quote."""
+    return _BLOCK.sub(r"\1\\", text)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+_FORMULA = re.compile(r"'*([=@\t\r\n＝＠]|[+＋-](?![\d., \[\]e∞+/=-]*$|inf$))")
+
+
+def plain(value: T) -> T | str:
+    """A value of a CSV file that no spreadsheet takes for a formula.
+
+    Texts that begin with =, @ or a tab, or with + or - and are no number, get an apostrophe.
+    """
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 _LATEX = {
@@ -307,9 +355,11 @@ def tuning_table(frame: Frame) -> Table | None:
         edges += choice.at_edge
         rows.append([*head, *scores, "none" if choice.lr is None else f"{choice.lr:g}"])
     notes = [
-        f"Mean {METRICS[tune.metric].label} after the last round over {len(tune.seeds)} seeds that "
-        "are not reported; * marks the chosen value, the best one (ties to the smaller).",
-        f"{edges} of {len(rows)} choices lie at an end of the grid.",
+        f"Mean {METRICS[tune.metric].label} after the last round over "
+        f"{counted(len(tune.seeds), 'seed')} that {'is' if len(tune.seeds) == 1 else 'are'} not "
+        "reported; * marks the chosen value, the best one (ties to the smaller).",
+        f"{edges} of {counted(len(rows), 'choice')} {'lies' if edges == 1 else 'lie'} at an end of "
+        "the grid.",
     ]
     grid = [f"{lr:g}" for lr in sorted(tune.lr)]
     return Table(

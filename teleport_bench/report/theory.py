@@ -19,7 +19,15 @@ from teleport_bench.registry import TOPOLOGIES, Choice
 from teleport_bench.report.build import of_drawings, of_tables
 from teleport_bench.report.figures import Drawing, canvas, legend_beside, rendered
 from teleport_bench.report.frame import Frame, column
-from teleport_bench.report.style import BLUE, GREEN, ORANGE, PURPLE, style_of
+from teleport_bench.report.style import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    Style,
+    alternatives,
+    style_of,
+)
 from teleport_bench.report.tables import Cell, Table
 from teleport_bench.shown import Item
 from teleport_bench.suite import MeasuredTheory
@@ -113,6 +121,17 @@ FORMULAS = {
     "complete": (Formula("1", "1"), _EXACT, Formula("n", "n"), _EXACT),
 }
 """Spectral gap, bound of D-SGD, best k, and bound of TELEPORTATION at that k, up to constants."""
+
+
+FILES = (
+    *(
+        f"tables/{name}.{form}"
+        for name in ("rates", "exponents", "spectral-gaps", "best-k")
+        for form in ("md", "csv", "tex")
+    ),
+    *("figures/best-k.svg", "figures/best-k.png"),
+)
+"""All that a report may write, beside samples."""
 
 
 def build(spec: TheorySpec) -> tuple[list[Table], dict[str, bytes]]:
@@ -215,7 +234,10 @@ def draw_best_k(
     """
     names = predicted["topology"].unique()
     sizes = sorted(predicted["nodes"].unique().tolist())
-    looks = {name: _look(name) for name in names}
+    looks: dict[str, dict[str, Any]] = {}
+    for name in names:
+        options = map(_line, alternatives(_look(name)))
+        looks[name] = next(line for line in options if line not in looks.values())
     with canvas("best-k", 2.4 * len(sizes) + 1.9, 3.0) as figure:
         panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
         for ax, n in zip(panels, sizes, strict=True):
@@ -244,10 +266,13 @@ def draw_best_k(
         return rendered(figure, note)
 
 
-def _look(name: str) -> dict[str, Any]:
+def _look(name: str) -> Style:
     graph = name.partition(",")[0]
-    dashes = style_of("dsgd", 1, graph).dashes
-    return {"color": COLOURS.get(graph, OTHER), "linestyle": (0, dashes) if dashes else "-"}
+    return style_of("dsgd", 1, graph)._replace(colour=COLOURS.get(graph, OTHER))
+
+
+def _line(look: Style) -> dict[str, Any]:
+    return {"color": look.colour, "linestyle": (0, look.dashes) if look.dashes else "-"}
 
 
 def _constants(spec: TheorySpec) -> str:
