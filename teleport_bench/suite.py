@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -24,9 +25,19 @@ from pydantic import (
 )
 
 from teleport_bench import plugins
+from teleport_bench.conditions import Away
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.locator import Loc, Locator, brief
-from teleport_bench.registry import ALGORITHMS, StrictModel, error_at
+from teleport_bench.metrics import of_test_set
+from teleport_bench.registry import (
+    ALGORITHMS,
+    PROBLEMS,
+    SCHEDULES,
+    TOPOLOGIES,
+    StrictModel,
+    counts_rounds,
+    error_at,
+)
 from teleport_bench.shown import (
     Check,
     ClaimSpec,
@@ -36,7 +47,7 @@ from teleport_bench.shown import (
     TableSpec,
     distinct,
 )
-from teleport_bench.spec import RunSpec, build_algorithm, canonical
+from teleport_bench.spec import RunSpec, Stop, build_algorithm, canonical, usual_eval_every
 from teleport_bench.theory import TheorySpec
 from teleport_bench.untrusted import TOO_DEEP, check_plain, filled, parsed
 
@@ -99,8 +110,9 @@ class SuiteSpec(StrictModel):
     [grid]. set: settings that win over all of these, as `--set` gives them. tune: how step sizes
     are chosen. equal: what the runs have in common: the rounds that are given, or the epochs that
     D-SGD makes in them, for which k of n active nodes with H local steps take n/(k H) times as many
-    rounds (and rounds between evaluations, and of warm-up). alone: no run shares its fleet with
-    another, so that its times are its own.
+    rounds, and of whatever else is counted in rounds (evaluations, looks at a target, spells away,
+    options of the schedule and of other components that are marked with `registry.ROUNDS`).
+    alone: no run shares its fleet with another, so that its times are its own.
 
     table, figure, claim, profile: what the report shows. theory: rates and best k by the derived
     bounds, for a suite with or without runs. network: what simulated time and the bytes of the
@@ -269,14 +281,16 @@ class Suite:
             merged = copy.deepcopy(base)
             key = ""
             try:
-                for key, value in (cell | self.spec.set | trial).items():
+                for key, value in (cell | self.spec.set).items():
                     if key == TOGETHER and isinstance(value, dict):
                         merged = _merge(merged, value)
                     else:
                         _put(merged, key.split("."), value)
                 if self.spec.equal == "epochs":
                     _to_equal_epochs(merged)
-                return RunSpec.model_validate(merged)
+                return RunSpec.model_validate(merged | trial)
+            except _UnevenError as error:
+                raise UserError(where.best(places(error.place), str(error))) from None
             except ValidationError as error:
                 raise UserError(where.explain(error, places)) from None
             except UserError as error:
@@ -292,6 +306,13 @@ class Suite:
                 if method.search and run.share:
                     message = "share: the candidates of a search share their draw: leave it out"
                     raise UserError(where.best(places(("share",)), message))
+                if run.stop and of_test_set(run.stop.metric):
+                    message = (
+                        f"stop: tuning would look at '{run.stop.metric}', of the test set on which "
+                        "its choice is then reported: stop at a metric of other data, such as "
+                        "validation_accuracy"
+                    )
+                    raise UserError(where.best(places(("stop", "metric")), message))
                 if run.seed in tune.seeds:
                     message = f"seed {run.seed} is both tuned on and reported: take other seeds"
                     raise UserError(where.at(("tune", "seeds"), message))
@@ -356,6 +377,12 @@ class Suite:
         check = Check(runs, chosen, self.spec.network, where)
         if tune:
             check.evaluated(tune.metric, "no step size is chosen by it", ("tune", "metric"))
+            if of_test_set(tune.metric):
+                message = (
+                    f"[tune] would choose by '{tune.metric}', of the test set on which its choice "
+                    "is then reported: take a metric of other data, such as validation_accuracy"
+                )
+                raise UserError(where.at(("tune", "metric"), message))
         check.tables(self.spec.table)
         check.figures(self.spec.figure)
         check.claims(self.spec.claim)
@@ -555,8 +582,17 @@ def _put(table: dict[str, Any], path: Sequence[str], value: Any) -> None:
     table[path[-1]] = copy.deepcopy(value)
 
 
+class _UnevenError(UserError):
+    """A setting that equal epochs cannot stretch."""
+
+    def __init__(self, place: Loc, message: str) -> None:
+        super().__init__(message)
+        self.place = place
+
+
 def _to_equal_epochs(run: dict[str, Any]) -> None:
-    """Give a run with k of n active nodes, each of H local steps, n/(k H) times its rounds."""
+    """Give a run with k of n active nodes, each of H local steps, n/(k H) times its rounds, and so
+    with all that is counted in rounds: see `registry.ROUNDS`."""
     n, k = run.get("nodes"), run.get("active", run.get("nodes"))
     try:
         steps = ALGORITHMS.resolve(run["algorithm"]).get("local_steps", 1)
@@ -564,15 +600,57 @@ def _to_equal_epochs(run: dict[str, Any]) -> None:
         return  # validation says what is wrong
     if not all(isinstance(count, int) and count > 0 for count in (n, k)):
         return
-    schedule = run.get("schedule")
-    for table, key in ((run, "rounds"), (run, "eval_every"), (schedule, "warmup")):
-        if isinstance(table, dict) and isinstance(table.get(key), int):
-            if table[key] * n % (k * steps):
-                raise UserError(
-                    f'equal = "epochs" makes {key} = {table[key]} x nodes / (active x steps), and '
-                    f"{table[key]} x {n} / {k * steps} is no whole number: take another {key}"
-                )
-            table[key] = table[key] * n // (k * steps)
+    if n == k * steps:
+        return
+    if isinstance(rounds := run.get("rounds"), int) and run.get("eval_every") is None:
+        run["eval_every"] = usual_eval_every(rounds)
+
+    def times(value: Any, place: Loc) -> Any:
+        if isinstance(value, list):
+            return [times(one, place) for one in value]
+        if isinstance(value, float):
+            return value * n / (k * steps)
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        key = ".".join(map(str, place))
+        if value * n % (k * steps):
+            raise _UnevenError(
+                place,
+                f'equal = "epochs" makes {key} = {value} x nodes / (active x steps), and '
+                f"{value} x {n} / {k * steps} is no whole number: take another {key}",
+            )
+        return value * n // (k * steps)
+
+    def stretch(table: Any, model: type[BaseModel], place: Loc = ()) -> None:
+        if isinstance(table, dict):
+            for key in counts_rounds(model):
+                value = table.get(key)
+                if isinstance(value, int) and model.model_fields[key].annotation is float:
+                    value = float(value)
+                if value is not None:
+                    table[key] = times(value, (*place, key))
+
+    stretch(run, RunSpec)
+    stretch(run.get("stop"), Stop, ("stop",))
+    stretch(run.get("away"), Away, ("away",))
+    for key, kind in COMPONENTS.items():
+        if isinstance(choice := run.get(key), dict) and choice.get("name") in kind.names():
+            stretch(choice, kind[choice["name"]].options, (key,))
+    if isinstance(stop := run.get("stop"), dict) and stop.get("every") is None:
+        raise _UnevenError(
+            ("stop",),
+            'equal = "epochs" needs the rounds between looks at the target, which are else as '
+            "dense in long runs as in short ones: give stop an every, as in every = 10",
+        )
+
+
+COMPONENTS = {
+    "algorithm": ALGORITHMS,
+    "topology": TOPOLOGIES,
+    "problem": PROBLEMS,
+    "schedule": SCHEDULES,
+}
+"""The settings of a run that are components with options."""
 
 
 def _product(grid: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:

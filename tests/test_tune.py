@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from teleport_bench import Suite
+from teleport_bench import Suite, UserError
 from teleport_bench.record import Record
 from teleport_bench.report.build import build
 from teleport_bench.tune import choose, chosen
 
-LOWER, HIGHER = "objective_gap", "test_accuracy"
+LOWER, HIGHER = "objective_gap", "validation_accuracy"
 
 
 def make_suite(texts, metric=LOWER, lr=(0.1, 0.2, 0.4), seeds=(100, 101)):
@@ -282,3 +282,51 @@ def test_a_table_of_a_suite_without_runs_is_empty(
     assert run(write(text)).code == 0
     table = tmp_path / "out" / "tiny" / "tables" / "gap.csv"
     assert len(table.read_text().splitlines()) == 1
+
+
+# What may choose
+
+
+@pytest.mark.parametrize("metric", ["test_accuracy", "test_accuracy_rows"])
+def test_nothing_is_tuned_by_a_metric_of_the_test_set(texts, metric):
+    with pytest.raises(UserError, match=f"choose by '{metric}', of the test set.* take a metric"):
+        make_suite(texts, metric)
+
+
+@pytest.mark.parametrize("tuned_by", ["rounds_to_target", "validation_accuracy"])
+@pytest.mark.parametrize("place", ["run", "method", "together"])
+def test_no_tuning_run_stops_by_a_metric_of_the_test_set(texts, write, tuned_by, place):
+    stop = 'stop = { metric = "test_accuracy", value = 0.5, every = 2 }\n'
+    text = texts["digits"].replace("lr = 0.1\n", "")
+    text += f'[tune]\nlr = [0.1]\nseeds = [100]\nmetric = "{tuned_by}"\n'
+    if place == "run":
+        text = text.replace("rounds = 8\n", "rounds = 8\n" + stop)
+    elif place == "method":
+        text = text.replace('algorithm = "dsgd"\n', 'algorithm = "dsgd"\n' + stop)
+    else:
+        text = text.replace("[grid]\n", f'[grid]\n"*" = [{{ {stop.strip()} }}]\n')
+    if tuned_by == "rounds_to_target" and place == "method":
+        text = text.replace(
+            "rounds = 8\n", "rounds = 8\n" + stop.replace("test_acc", "validation_acc")
+        )
+    with pytest.raises(UserError) as error:
+        Suite.load(str(write(text)))
+    assert re.search(r"line \d+: stop: tuning would look at 'test_accuracy'", str(error.value))
+    Suite.load(str(write(text.replace('"test_accuracy"', '"validation_accuracy"'))))
+    with pytest.raises(UserError, match="--set .*stop: tuning would look at 'test_accuracy'"):
+        fine = write(text.replace('"test_accuracy"', '"validation_accuracy"'))
+        Suite.load(str(fine), ["stop.metric=test_accuracy", "stop.value=0.5"])
+
+
+def test_a_k_is_not_searched_for_by_a_metric_of_the_test_set(texts):
+    source = tomllib.loads(texts["digits"])
+    del source["run"]["lr"]
+    source["method"] = [{"algorithm": "teleportation", "active": "search"}]
+    source["tune"] = {"lr": [0.1], "seeds": [100], "metric": "test_accuracy_rows"}
+    with pytest.raises(UserError, match="of the test set"):
+        Suite.from_source("hand", source)
+
+
+def test_a_run_that_is_not_tuned_may_stop_by_any_metric(texts, write):
+    stop = 'stop = { metric = "test_accuracy", value = 0.5, every = 2 }\n'
+    Suite.load(str(write(texts["digits"].replace("rounds = 8\n", "rounds = 8\n" + stop))))
