@@ -85,11 +85,16 @@ class Tune(StrictModel):
     The best mean of the metric at the end wins; a value with a diverged run is out; ties go to the
     smaller value. Where a method's k is chosen too, the best pair wins, and ties go to the
     smaller k first.
+
+    runners_up: other seeds might have chosen otherwise. With this, every value is run on the
+    reported seeds as well that at least 5 % of the resamples of these seeds would choose
+    (`tune.resamples`), and the interval of a claim is over all of them.
     """
 
     lr: Annotated[list[PositiveFloat], AfterValidator(distinct)] = Field(min_length=1)
     seeds: Annotated[list[NonNegativeInt], AfterValidator(distinct)] = Field(min_length=1)
     metric: MetricName
+    runners_up: bool = False
 
 
 class MeasuredTheory(TheorySpec):
@@ -598,28 +603,28 @@ def _to_equal_epochs(run: dict[str, Any]) -> None:
         steps = ALGORITHMS.resolve(run["algorithm"]).get("local_steps", 1)
     except (KeyError, ValueError, UserError):
         return  # validation says what is wrong
-    if not all(isinstance(count, int) and count > 0 for count in (n, k)):
-        return
-    if n == k * steps:
+    if not (isinstance(n, int) and isinstance(k, int) and n > 0 and k > 0) or n == k * steps:
         return
     if isinstance(rounds := run.get("rounds"), int) and run.get("eval_every") is None:
         run["eval_every"] = usual_eval_every(rounds)
+
+    more, fewer = n, k * steps
 
     def times(value: Any, place: Loc) -> Any:
         if isinstance(value, list):
             return [times(one, place) for one in value]
         if isinstance(value, float):
-            return value * n / (k * steps)
+            return value * more / fewer
         if not isinstance(value, int) or isinstance(value, bool):
             return value
         key = ".".join(map(str, place))
-        if value * n % (k * steps):
+        if value * more % fewer:
             raise _UnevenError(
                 place,
                 f'equal = "epochs" makes {key} = {value} x nodes / (active x steps), and '
-                f"{value} x {n} / {k * steps} is no whole number: take another {key}",
+                f"{value} x {more} / {fewer} is no whole number: take another {key}",
             )
-        return value * n // (k * steps)
+        return value * more // fewer
 
     def stretch(table: Any, model: type[BaseModel], place: Loc = ()) -> None:
         if isinstance(table, dict):

@@ -313,8 +313,8 @@ def test_no_tuning_run_stops_by_a_metric_of_the_test_set(texts, write, tuned_by,
         Suite.load(str(write(text)))
     assert re.search(r"line \d+: stop: tuning would look at 'test_accuracy'", str(error.value))
     Suite.load(str(write(text.replace('"test_accuracy"', '"validation_accuracy"'))))
-    with pytest.raises(UserError, match="--set .*stop: tuning would look at 'test_accuracy'"):
-        fine = write(text.replace('"test_accuracy"', '"validation_accuracy"'))
+    fine = write(text.replace('"test_accuracy"', '"validation_accuracy"'))
+    with pytest.raises(UserError, match=r"--set .*stop: tuning would look at 'test_accuracy'"):
         Suite.load(str(fine), ["stop.metric=test_accuracy", "stop.value=0.5"])
 
 
