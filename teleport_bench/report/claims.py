@@ -171,7 +171,7 @@ def judge(frame: Frame, claim: ClaimSpec) -> Verdict:
         pairs = [(a, b) for b in than[key].values() for a in better[key].values()]
         for at in range(len(networks)):
             own = {f"network.{k}": _plain(networks[at][k]) for k in claim.networks}
-            levels: list[float | None] = [*(claim.values or [None])]
+            levels: Sequence[float | None] = claim.values or [None]
             for value in levels:
                 more = {} if value is None else {"value": value}
                 settings = {**dict(key), **own, **more}
