@@ -197,8 +197,9 @@ def _counted(a: Sequence[Result], b: Sequence[Result], sign: int) -> tuple[int, 
             losses += x.censored and sign * (x.value - y.value) <= 0
         elif least == most:
             wins, ties, losses = wins + (least > 0), ties + (least == 0), losses + (least < 0)
-        else:  # between values, which are not reached: beside each other is apart
-            wins, losses = wins + (least >= 0), losses + (most <= 0)
+        else:  # the better end is not reached: from there on is apart
+            wins += least > 0 or (least == 0 and y.best is not None)
+            losses += most < 0 or (most == 0 and x.best is not None)
     return wins, ties, losses
 
 
