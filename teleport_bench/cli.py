@@ -325,7 +325,9 @@ def _execute(
                 "makes all of them again",
                 file=sys.stderr,
             )
-        return _finish(folder, suite.name, ("step-sizes", "search") if tuning_only else None)
+        return _finish(
+            folder, suite.name, ("step-sizes", "tuning-cost", "search") if tuning_only else None
+        )
 
 
 def _so_far(suite: Suite, store: Store, tuning_only: bool) -> str:

@@ -44,7 +44,7 @@ class Frame:
     specs: Sequence[RunSpec]
     settings: Sequence[Mapping[str, Scalar]]
     others: Sequence[Frame] = ()
-    _costs: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    _costs: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
 
     def view(self, item: Item, keys: Sequence[str] = (), names: Sequence[str] = ()) -> Frame:
         """The runs that an item shows.
@@ -97,19 +97,24 @@ class Frame:
     def costs(self, spec: RunSpec, network: Mapping[str, Any]) -> dict[str, list[float]]:
         """What a run has cost on that network, by the names of `COSTS`, at each evaluation of its
         record."""
+        from teleport_bench.network import Network, simulate
+
         record = self.records[spec.id]
         at = [round(t) for t in record.curves["rounds"]]
-        n_params = record.problem.get("parameters")
+        n_params, compute = record.problem.get("parameters"), 0.0
+        if "compute" in network and not network.get("stragglers") and not spec.away:
+            # then every way through the rounds has each round's gradients once
+            compute = network["compute"] * spec.build_algorithm().local_steps
+            network = {**network, "compute": 0.0}
         # runs that differ in what they compute alone send the same messages
         sent = spec.model_dump(mode="json", exclude=NOT_SENT) | {"momentum": spec.momentum > 0}
         key = canonical([sent, at, n_params or spec.id, network])
         if key not in self._costs:
-            from teleport_bench.network import Network, simulate
-
             costs = simulate(spec, Network.model_validate(network), at, n_params)
-            found = (list(costs.time), list(costs.busiest_bytes))
-            self._costs[key] = dict(zip(COSTS, found, strict=True))
-        return self._costs[key]
+            self._costs[key] = (list(costs.time), list(costs.busiest_bytes))
+        times, busiest = self._costs[key]
+        later = [time + compute * t for time, t in zip(times, at, strict=True)]
+        return dict(zip(COSTS, (later, busiest), strict=True))
 
     @functools.cached_property
     def own(self) -> list[str]:
