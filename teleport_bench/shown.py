@@ -163,9 +163,10 @@ class ClaimSpec(Item):
 
     kind: "final" compares the metric at the end; "time_to" what it takes to reach each of `values`
     of it, counted on `x` (an axis of curves, such as "rounds" or "time"): each value is a case. A
-    run is there at the first evaluation from which on `window` in a row (fewer at the end of the
-    run) have a mean that is no worse; it was not at the evaluation before, and what lies between
-    the two is open. networks: lists of settings of the network; each combination is a case.
+    run is there at the first evaluation that is no worse and from which on `window` in a row (fewer
+    at the end of the run) are no worse in the mean: noise alone does not carry it there. It was not
+    at the evaluation before, and what lies between the two is open.
+    networks: lists of settings of the network; each combination is a case.
     """
 
     text: str
@@ -227,8 +228,9 @@ class ClaimSpec(Item):
     @property
     def on_networks(self) -> list[dict[str, Any]]:
         """What wins over the suite's [network], one a combination of `networks`."""
-        grid = itertools.product(*self.networks.values())
-        return [{**self.network, **dict(zip(self.networks, at, strict=True))} for at in grid]
+        keys = sorted(self.networks)  # as a suite that was run has them
+        grid = itertools.product(*(self.networks[key] for key in keys))
+        return [{**self.network, **dict(zip(keys, at, strict=True))} for at in grid]
 
 
 class ProfileSpec(_Drawn):

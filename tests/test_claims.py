@@ -16,6 +16,7 @@ from teleport_bench.network import Network, simulate
 from teleport_bench.report.build import build, write
 from teleport_bench.report.claims import judge, reached, summary
 from teleport_bench.report.frame import frame
+from teleport_bench.suite import from_json, to_json
 from teleport_bench.tune import choose
 
 SUITE = """
@@ -360,6 +361,8 @@ def test_a_value_is_reached_where_a_window_is_and_not_before():
     # noise carries the first value across, but not the mean of three
     assert reached([1, 3, 1, 3, 3], at, higher, 3.0, 1)[0] == 10
     assert reached([1, 3, 1, 3, 3], at, higher, 3.0, 3) == (30.0, False, 20.0)
+    # nor do later values carry an earlier one
+    assert reached([0, 8, 9, 9, 9], at, higher, 5.0, 3) == (10.0, False, 0.0)
     # at the end of a run fewer are left: it has reached what it ends with
     assert reached([1, 1, 1, 1, 3], at, higher, 3.0, 3) == (40.0, False, 30.0)
 
@@ -373,13 +376,13 @@ def test_a_value_is_reached_where_a_window_is_and_not_before():
 def test_what_is_reached_agrees_with_a_plain_loop(values, value, window):
     at = list(range(len(values)))
     means = [sum(values[j : j + window]) / len(values[j : j + window]) for j in at]
-    first = next((j for j in at if means[j] >= value), None)
+    first = next((j for j in at if means[j] >= value and values[j] >= value), None)
     found = reached(values, at, METRICS["test_accuracy"], value, window)
     if first is None:
         assert found == (at[-1], True, None)
     else:
         assert found == (first, False, first - 1 if first else None)
-        assert found.best is None or means[first - 1] < value
+        assert not first or min(means[first - 1], values[first - 1]) < value
 
 
 def test_a_claim_of_time_is_decided_for_every_value(time_to):
@@ -468,6 +471,12 @@ def test_a_claim_on_several_networks_says_on_which_it_holds(time_to):
         (m, "against: all") for m in grid["mode"]
     ]
     assert "claim-lower-networks" in [table.name for table in tables]
+    # nor does it matter in which order a suite that was run has its keys
+    again = from_json(to_json(suite))
+    assert (
+        build(again, records)[1]["tables/claim-lower-networks.csv"]
+        == (files["tables/claim-lower-networks.csv"])
+    )
     # the network of a case is that of the suite with its settings
     case = next(c for c in found.cases if c.settings["network.tau"] == 100)
     spec = next(r.spec for r in suite.planned() if r.label == case.better and r.spec.nodes == 8)

@@ -216,6 +216,8 @@ def test_what_tuning_has_cost_counts_a_shared_network_once(texts, make_record):
     assert found["TELEPORTATION, k searched"] == Cost(24, 2 * 48, 48 * (1 + 2 + 4 + 8))
     assert found["Local SGD"] == Cost(6, 48, 48 * 9 * 3)
     markdown = build(suite, records)[1]["tables/tuning-cost.md"].decode()
+    tried = build(suite, records)[1]["tables/step-sizes.md"].decode()
+    assert "Of 1 choices of k, 0 are the largest that was tried (0 are k = n) and 1 the" in tried
     row = cells(markdown, "TELEPORTATION, k searched")
     assert row == ["TELEPORTATION, k searched", "1", "24", "96", "720"]
 
@@ -253,13 +255,16 @@ def test_the_table_of_step_sizes_shows_every_score_and_marks_the_choice(tuned):
         "0.2: 100 %",
     ]
     assert "over 2 seeds that are not reported" in markdown
-    assert "0 of 2 choices lie at an end of the grid" in markdown
+    assert "0 of 2 choices lie at an end of the grid of step sizes" in markdown
 
 
 def test_the_number_of_choices_at_an_end_of_the_grid_is_told(tuned):
     suite, records = tuned(lambda label, lr, _: lr if label == "D-SGD" else abs(lr - 0.2))
     _, files = build(suite, records)
-    assert "1 of 2 choices lie at an end of the grid" in files["tables/step-sizes.md"].decode()
+    assert (
+        "1 of 2 choices lie at an end of the grid of step sizes"
+        in files["tables/step-sizes.md"].decode()
+    )
 
 
 def test_a_failed_trial_is_not_called_diverged(tuned):

@@ -170,7 +170,7 @@ def judge(frame: Frame, claim: ClaimSpec) -> Verdict:
     for key in sorted(better.keys() & than.keys(), key=lambda k: [order(v) for _, v in k]):
         pairs = [(a, b) for b in than[key].values() for a in better[key].values()]
         for at in range(len(networks)):
-            own = {f"network.{k}": _plain(networks[at][k]) for k in claim.networks}
+            own = {f"network.{k}": _plain(networks[at][k]) for k in sorted(claim.networks)}
             levels: Sequence[float | None] = claim.values or [None]
             for value in levels:
                 more = {} if value is None else {"value": value}
@@ -251,9 +251,10 @@ def reached(
 
     values, axis: one an evaluation. Censored at the end of a run that did not reach it.
     """
+    goal = metric.sign * value
     for j in range(len(values)):
         mean = statistics.fmean(values[j : j + window])
-        if metric.sign * mean >= metric.sign * value:
+        if metric.sign * values[j] >= goal and metric.sign * mean >= goal:
             return Result(float(axis[j]), best=float(axis[j - 1]) if j else None)
     return Result(float(axis[-1]), censored=True)
 
@@ -447,12 +448,13 @@ def _notes(v: Verdict, metric: Metric) -> list[str]:
         )
     if claim.kind == "time_to":
         notes.append(
-            f"A run has reached a value at the first evaluation from which on {claim.window} in a "
-            "row (fewer at its end) have a mean that is no worse. It took more than at the "
-            "evaluation before: a seed counts where that decides nothing, and the ends of the "
-            "interval are those of the times least in favour of either method. A run that ended "
-            "without the value took more than all of it: where that happened on one side only the "
-            "advantage is a bound, on both sides it has no interval. Times are medians over seeds."
+            "A run reaches a value at the first evaluation that is no worse and from which on "
+            f"{claim.window} in a row (fewer at its end) are no worse in the mean. The true time "
+            "lies between that evaluation and the one before it: seeds whose times may be equal "
+            "are counted as open, and each end of the interval takes the times that favour the "
+            "effect least. A run that ends without the value takes more than all of its time: "
+            "where that happens on one side only the advantage is a bound, on both sides it has "
+            "no interval. Times are medians over seeds."
         )
     if v.tuning:
         notes.append(
@@ -483,11 +485,12 @@ def _took(results: Sequence[Result]) -> str:
 
 
 def network_table(v: Verdict) -> Table | None:
-    """On which networks a claim holds, where it names several: a column a value of the first of
-    their settings, a row a combination of the others."""
+    """On which networks a claim holds, where it names several: a column a value of tau (or of the
+    first setting, where that is none), a row a combination of the others."""
     if not v.claim.networks:
         return None
-    across = f"network.{next(iter(v.claim.networks))}"
+    # a suite that was run has its keys sorted
+    across = "network." + ("tau" if "tau" in v.claim.networks else min(v.claim.networks))
     columns = list(dict.fromkeys(case.settings[across] for case in v.cases))
     table: dict[tuple[Any, ...], dict[Any, list[Case]]] = {}
     for case in v.cases:

@@ -312,7 +312,8 @@ def tuning_table(frame: Frame) -> Table | None:
     notes = [
         f"Mean {METRICS[tune.metric].label} after the last round over {len(tune.seeds)} seeds that "
         "are not reported; * marks the chosen value, the best one (ties to the smaller).",
-        f"{edges} of {len(rows)} choices lie at an end of the grid.",
+        f"{edges} of {len(rows)} choices lie at an end of the grid of step sizes.",
+        *_ends_of_k(frame),
         "by resamples: how often each value would be chosen if the tuning seeds were drawn again "
         "from these, with replacement; what all of them share, such as the validation data, is not "
         "drawn again"
@@ -332,6 +333,23 @@ def tuning_table(frame: Frame) -> Table | None:
         notes,
         texts=(0, len(grid) + len(own.heads) + 3),
     )
+
+
+def _ends_of_k(frame: Frame) -> list[str]:
+    """Where k is chosen too: how often it is an end of what was tried, and how often all nodes."""
+    chosen = [
+        (spec.nodes, choice.active, sorted(choice.by_active))
+        for cell, _, spec in frame.suite.cells()
+        if (choice := frame.choices.get(cell)) and choice.active and choice.by_active
+    ]
+    if not chosen:
+        return []
+    most, least = (sum(k == tried[end] for _, k, tried in chosen) for end in (-1, 0))
+    every = sum(k == n for n, k, _ in chosen)
+    return [
+        f"Of {len(chosen)} choices of k, {most} are the largest that was tried ({every} are k = n) "
+        f"and {least} the smallest."
+    ]
 
 
 def shares_text(choice: Choice) -> str:
