@@ -344,7 +344,9 @@ def _execute(
                 "makes all of them again",
                 file=sys.stderr,
             )
-        return _finish(folder, suite.name, ("step-sizes", "search") if tuning_only else None)
+        return _finish(
+            folder, suite.name, ("step-sizes", "tuning-cost", "search") if tuning_only else None
+        )
 
 
 def _check_place(folder: Path, suite: Suite) -> None:
@@ -387,12 +389,13 @@ def _check_place(folder: Path, suite: Suite) -> None:
 def _so_far(suite: Suite, store: Store, tuning_only: bool) -> str:
     """How many of a suite's runs are there."""
     from teleport_bench.report.build import load_records
-    from teleport_bench.tune import chosen
+    from teleport_bench.tune import decided
 
     records = load_records(suite, store)
     known, planned = suite.tuning, len(suite.tuning)
     if not tuning_only:
-        known, planned = [*known, *suite.reported(chosen(suite, records))], len(suite.all_runs())
+        reported = decided(suite, records)
+        known, planned = [*known, *reported], planned + max(len(reported), len(suite.planned()))
     there = sum(r.spec.id in records and records[r.spec.id].status != "failed" for r in known)
     return f"{there} of {planned} runs are kept in {store.runs}, {planned - there} are left"
 

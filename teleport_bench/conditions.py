@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from teleport_bench.activation import BLOCK
-from teleport_bench.registry import StrictModel, error_at
+from teleport_bench.registry import ROUNDS, StrictModel, error_at
 from teleport_bench.seeds import generator
 from teleport_bench.topologies import Topology
 from teleport_kernels import Mixing
@@ -40,7 +41,7 @@ class Away(StrictModel):
     """
 
     share: float = Field(ge=0, lt=1)
-    spell: float = Field(ge=1, le=10_000)
+    spell: Annotated[float, Field(ge=1, le=10_000), ROUNDS]
 
     @model_validator(mode="after")
     def _possible(self) -> Away:

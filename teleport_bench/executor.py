@@ -28,7 +28,7 @@ from teleport_bench.record.schema import Made, Record
 from teleport_bench.record.store import SUITE_FILE, Store, write_atomically, writing
 from teleport_bench.spec import RunSpec, canonical
 from teleport_bench.suite import PlannedRun, Suite, to_json
-from teleport_bench.tune import chosen
+from teleport_bench.tune import decided
 
 
 def pick_device(device: str | torch.device) -> torch.device:
@@ -318,13 +318,11 @@ def run_suite(
         execute(tuning)
         pack(trials)
         return records
-    if tuning:  # then it is not known yet which of the reported runs are there
-        ahead = [run.spec for run in suite.planned()]
-    else:
-        ahead = pending(suite.reported(chosen(suite, records)))
+    # while runs tune it is not known yet which of the reported runs are there
+    ahead = [r.spec for r in suite.planned()] if tuning else pending(decided(suite, records))
     meter.start([*tuning, *ahead])
     execute(tuning)
     pack(trials)
-    execute(pending(suite.reported(chosen(suite, records))))
+    execute(pending(decided(suite, records)))
     store.clear_checkpoints()  # those of other settings, which nothing may ever go on from
     return records

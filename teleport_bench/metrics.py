@@ -31,6 +31,12 @@ METRICS = {
 """train_loss: mean cross-entropy of the mean model on the whole training set. consensus: mean over
 the rows of the squared distance to their mean."""
 
+
+def of_test_set(name: str) -> bool:
+    """Whether a metric is of the test set: nothing may be chosen by it."""
+    return name.startswith("test_")
+
+
 ROUND_TIME = "round_time"
 METRICS[ROUND_TIME] = Metric("microseconds a round", "lower", "{:.1f}", log=True)
 """Of a record, not of a curve: time in data, gradient and mix over the rounds, the run's share of

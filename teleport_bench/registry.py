@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar, get_type_hints
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -31,6 +31,15 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from teleport_bench.errors import FULL, ComponentError, UserError, nearest
 
 C = TypeVar("C", bound=Callable[..., Any])
+
+
+class _Rounds:
+    """The mark of settings that count rounds."""
+
+
+ROUNDS = _Rounds()
+"""In the type of a setting or an option it says that its value is a number of rounds, as in
+`Annotated[int, ROUNDS]`: equal epochs take n/(k H) times as many (`suite.SuiteSpec.equal`)."""
 Choice = dict[str, Any]
 """A chosen component: its name under "name", beside its options, each with its value."""
 
@@ -101,6 +110,20 @@ def _kind(value: Any) -> str | None:
     if isinstance(value, int | float):
         return "a number"
     return "a text" if isinstance(value, str) else None
+
+
+def counts_rounds(model: type[BaseModel]) -> list[str]:
+    """The fields of a model that are marked with ROUNDS, or are lists of what is."""
+
+    def marked(annotation: Any) -> bool:
+        of = get_args(annotation)
+        return ROUNDS in getattr(annotation, "__metadata__", ()) or any(map(marked, of))
+
+    return [
+        name
+        for name, field in model.model_fields.items()
+        if ROUNDS in field.metadata or marked(field.annotation)
+    ]
 
 
 def error_at(*places: tuple[str, str]) -> ValidationError:

@@ -8,10 +8,12 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from teleport_bench.registry import SCHEDULES
+from teleport_bench.registry import ROUNDS, SCHEDULES
 
 Factor = Callable[[int], float]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Warmup = Annotated[NonNegativeInt, ROUNDS]
+Milestone = Annotated[PositiveInt, ROUNDS]
 
 
 def constant_factor(t: int) -> float:  # noqa: ARG001
@@ -25,13 +27,13 @@ def _warmed(factor: Factor, warmup: int) -> Factor:
 
 
 @SCHEDULES.register("constant")
-def constant(rounds: int, *, warmup: NonNegativeInt = 0) -> Factor:  # noqa: ARG001
+def constant(rounds: int, *, warmup: Warmup = 0) -> Factor:  # noqa: ARG001
     """The same step size in every round, after a linear warm-up of that many rounds."""
     return _warmed(constant_factor, warmup) if warmup else constant_factor
 
 
 @SCHEDULES.register("cosine")
-def cosine(rounds: int, *, warmup: NonNegativeInt = 0, final: Fraction = 0.0) -> Factor:
+def cosine(rounds: int, *, warmup: Warmup = 0, final: Fraction = 0.0) -> Factor:
     """From 1 at the end of the warm-up along half a cosine to `final` at the end of the run."""
     span = max(1, rounds - warmup)
 
@@ -45,9 +47,9 @@ def cosine(rounds: int, *, warmup: NonNegativeInt = 0, final: Fraction = 0.0) ->
 def step(
     rounds: int,  # noqa: ARG001
     *,
-    milestones: tuple[PositiveInt, ...],
+    milestones: tuple[Milestone, ...],
     factor: Fraction = 0.1,
-    warmup: NonNegativeInt = 0,
+    warmup: Warmup = 0,
 ) -> Factor:
     """Times `factor` from each milestone (a round) on, after a linear warm-up."""
     return _warmed(lambda t: factor ** sum(t >= m for m in milestones), warmup)

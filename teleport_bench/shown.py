@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.locator import Locator, brief
 from teleport_bench.metrics import (
     AXES,
+    COST_AXES,
     COSTS,
     METRICS,
     NOT_EVALUATED,
     ROUND_TIME,
     ROUNDS_TO_TARGET,
     TO_TARGET,
+    Metric,
 )
 from teleport_bench.positions import Loc
-from teleport_bench.registry import StrictModel
+from teleport_bench.registry import StrictModel, error_at
 from teleport_bench.spec import RunSpec
 from teleport_bench.topologies import topology
 from teleport_bench.untrusted import check_name
@@ -151,6 +161,14 @@ class ClaimSpec(Item):
     given. match: settings in which the two methods must agree beyond these, as in "topology.name".
     margin: the advantage that is claimed: of a metric on a log scale the factor (1 unless given),
     of another one the difference (0 unless given). source: whose the sentence is.
+    also: other metrics, of which the same is judged beside the first.
+
+    kind: "final" compares the metric at the end; "time_to" what it takes to reach each of `values`
+    of it, counted on `x` (an axis of curves, such as "rounds" or "time"): each value is a case. A
+    run is there at the first evaluation that is no worse and from which on `window` in a row (fewer
+    at the end of the run) are no worse in the mean: noise alone does not carry it there. It was not
+    at the evaluation before, and what lies between the two is open.
+    networks: lists of settings of the network; each combination is a case.
     """
 
     text: str
@@ -161,10 +179,60 @@ class ClaimSpec(Item):
     by: list[str] | None = None
     match: list[str] = []
     margin: float | None = None
+    also: Annotated[list[MetricName], AfterValidator(distinct)] = []
+    kind: Literal["final", "time_to"] = "final"
+    values: Annotated[list[float], AfterValidator(distinct)] = []
+    x: str = "rounds"
+    window: PositiveInt = 3
+    networks: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> ClaimSpec:
+        if self.kind == "time_to" and not self.values:
+            message = "is missing: name the values to be reached, as in values = [0.7, 0.8]"
+            raise error_at(("values", message))
+        if self.x not in (known := (*AXES, *COSTS)):
+            message = f"unknown axis '{self.x}'{nearest(self.x, known)}"
+            raise error_at(("x", message))
+        if self.kind == "final":
+            for key in sorted({"values", "x", "window"} & self.model_fields_set):
+                message = 'is of kind = "time_to": give that, or leave it out'
+                raise error_at((key, message))
+        return self
 
     @property
     def patterns(self) -> list[str]:
         return [self.better, self.than]
+
+    @property
+    def measured(self) -> Metric:
+        """What is compared."""
+        if self.kind == "final":
+            return METRICS[self.metric]
+        axis = {**AXES, **COST_AXES}[self.x]
+        label = f"{axis}, to a given {METRICS[self.metric].label}"
+        return Metric(label, "lower", "{:.4g}", log=True)
+
+    @property
+    def costs(self) -> list[str]:
+        """The axes and metrics that it needs."""
+        return [self.x] if self.kind == "time_to" else [self.metric, *self.also]
+
+    @property
+    def each(self) -> list[ClaimSpec]:
+        """The claim, and the same of every other metric."""
+        others = [
+            self.model_copy(update={"name": f"{self.name}-{name}", "metric": name, "also": []})
+            for name in self.also
+        ]
+        return [self.model_copy(update={"also": []}), *others] if others else [self]
+
+    @property
+    def on_networks(self) -> list[dict[str, Any]]:
+        """What wins over the suite's [network], one a combination of `networks`."""
+        keys = sorted(self.networks)  # as a suite that was run has them
+        grid = itertools.product(*(self.networks[key] for key in keys))
+        return [{**self.network, **dict(zip(keys, at, strict=True))} for at in grid]
 
 
 class ProfileSpec(_Drawn):
@@ -247,7 +315,7 @@ def varying(labels: Sequence[str], settings: Sequence[Mapping[str, Scalar]]) -> 
 
 
 TABLES = (
-    *("step-sizes", "claims", "search"),
+    *("step-sizes", "tuning-cost", "claims", "search"),
     *("rates", "exponents", "spectral-gaps", "best-k", "best-k-measured"),
 )
 FIGURES = ("search", "best-k")
@@ -324,12 +392,33 @@ class Check:
             place: Loc = ("claim", i)
             shown = self._shown(item, place)
             self._metrics([item.metric], shown, (*place, "metric"))
-            self._costs(item, [item.metric], place)
-            self._name(items, i, "claim")
-            if METRICS[item.metric].log and item.margin is not None and item.margin <= 0:
+            self._metrics(item.also, shown, (*place, "also"))
+            if item.metric in item.also:
+                message = f"{item.metric} is the claim's own metric: leave it out here"
+                raise UserError(self.where.at((*place, "also"), message))
+            if item.kind == "time_to":
+                for key, name in [("metric", item.metric), *(("also", m) for m in item.also)]:
+                    if name in (*COSTS, *NOT_EVALUATED):
+                        message = f"'{name}' has no curve, along which a value could be reached"
+                        raise UserError(self.where.at((*place, key), message))
+            simulated = {TO_TARGET.get(name, name) for name in item.costs} & set(COSTS)
+            if item.networks and not simulated:
                 message = (
-                    f"the margin of {item.metric} is a factor, so more than 0, got {item.margin}"
+                    'nothing here depends on the network: give x = "time" or '
+                    'x = "bytes_busiest", or leave networks out'
                 )
+                raise UserError(self.where.at((*place, "networks"), message))
+            for network in item.on_networks:
+                self._costs(item, item.costs, place, network)
+            named = [each for claim in items[:i] for each in claim.each]
+            for each in item.each:
+                if each.name.lower() in [other.name.lower() for other in named]:
+                    message = f"two claims have the name '{each.name}': give each a name of its own"
+                    raise UserError(self.where.at((*place, "name"), message))
+                named.append(each)
+            log = [each.metric for each in item.each if each.measured.log]
+            if log and item.margin is not None and item.margin <= 0:
+                message = f"the margin of {log[0]} is a factor, so more than 0, got {item.margin}"
                 raise UserError(self.where.at((*place, "margin"), message))
             by = case_keys(
                 item, [self.runs[j][0] for j in shown], [self._settings[j] for j in shown]
@@ -430,7 +519,13 @@ class Check:
                 )
                 raise UserError(self.where.at(place, message))
 
-    def _costs(self, item: Item, names: Sequence[str], place: Loc) -> None:
+    def _costs(
+        self,
+        item: Item,
+        names: Sequence[str],
+        place: Loc,
+        network_of_item: Mapping[str, Any] | None = None,
+    ) -> None:
         if not {TO_TARGET.get(name, name) for name in names} & set(COSTS):
             if item.network:
                 message = "nothing here is computed by a network: show time or bytes, or leave it "
@@ -439,15 +534,24 @@ class Check:
         from teleport_bench.network import Network
 
         try:
-            network = Network.model_validate({**self.network, **item.network})
+            own = item.network if network_of_item is None else network_of_item
+            network = Network.model_validate({**self.network, **own})
         except ValidationError as error:
-            places = lambda loc: [(*place, "network", *loc), ("network", *loc)]  # noqa: E731
+            places = lambda loc: [  # noqa: E731
+                (*place, "networks", *loc),
+                (*place, "network", *loc),
+                ("network", *loc),
+            ]
             raise UserError(self.where.explain(error, places)) from None
         for nodes in {spec.nodes for _, spec in self.runs}:
             try:
                 topology(network.preferred, nodes)
             except UserError as error:
-                where = [(*place, "network", "preferred"), ("network", "preferred")]
+                where: list[Loc] = [
+                    (*place, "networks", "preferred"),
+                    (*place, "network", "preferred"),
+                    ("network", "preferred"),
+                ]
                 raise UserError(self.where.best(where, f"network.preferred: {error}")) from None
 
     def _key(self, key: str, shown: Sequence[int], place: Loc, more: Collection[str] = ()) -> None:

@@ -21,6 +21,7 @@ from teleport_bench.problems import Member, Problem
 from teleport_bench.registry import (
     ALGORITHMS,
     PROBLEMS,
+    ROUNDS,
     SCHEDULES,
     TOPOLOGIES,
     Choice,
@@ -73,7 +74,7 @@ class Stop(StrictModel):
     metric: str
     value: float
     window: Count = 10
-    every: Count | None = None
+    every: Annotated[Count, ROUNDS] | None = None
 
 
 LOOKS = 64
@@ -107,8 +108,8 @@ class RunSpec(StrictModel):
     momentum: float = Field(default=0.0, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: NonNegativeFloat = 0.0
-    rounds: Count
-    eval_every: Count | None = None
+    rounds: Annotated[Count, ROUNDS]
+    eval_every: Annotated[Count, ROUNDS] | None = None
     stop: Stop | None = None
     seed: int = Field(default=0, ge=0, le=MOST_SEED, strict=True)
     storage: Literal["slots", "nodes"] = "slots"
@@ -162,9 +163,7 @@ class RunSpec(StrictModel):
         object.__setattr__(self, "active", active)
         if method.graph:
             object.__setattr__(self, "topology", TOPOLOGIES.resolve(method.graph))
-        object.__setattr__(
-            self, "eval_every", self.eval_every or max(1, self.rounds // EVALUATIONS)
-        )
+        object.__setattr__(self, "eval_every", self.eval_every or usual_eval_every(self.rounds))
         for key, every in (
             ("eval_every", self.eval_every),
             ("stop", self.stop and self.stop.every),
@@ -333,6 +332,11 @@ class RunSpec(StrictModel):
 
     def build_problem(self) -> Problem:
         return build_problem(canonical(self.problem))
+
+
+def usual_eval_every(rounds: int) -> int:
+    """Rounds between the evaluations of a run that does not say."""
+    return max(1, rounds // EVALUATIONS)
 
 
 def canonical(value: Any) -> str:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -26,10 +27,20 @@ from pydantic import (
 )
 
 from teleport_bench import plugins
+from teleport_bench.conditions import Away
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.locator import MOST_SHOWN, Locator, brief
+from teleport_bench.metrics import of_test_set
 from teleport_bench.positions import TOO_DEEP, Loc, Positions
-from teleport_bench.registry import ALGORITHMS, StrictModel, error_at
+from teleport_bench.registry import (
+    ALGORITHMS,
+    PROBLEMS,
+    SCHEDULES,
+    TOPOLOGIES,
+    StrictModel,
+    counts_rounds,
+    error_at,
+)
 from teleport_bench.shown import (
     Check,
     ClaimSpec,
@@ -39,7 +50,7 @@ from teleport_bench.shown import (
     TableSpec,
     distinct,
 )
-from teleport_bench.spec import RunSpec, build_algorithm, canonical
+from teleport_bench.spec import RunSpec, Stop, build_algorithm, canonical, usual_eval_every
 from teleport_bench.theory import TheorySpec
 from teleport_bench.untrusted import check_name, check_plain, filled, parsed, read
 
@@ -89,11 +100,16 @@ class Tune(StrictModel):
     The best mean of the metric at the end wins; a value with a diverged run is out; ties go to the
     smaller value. Where a method's k is chosen too, the best pair wins, and ties go to the
     smaller k first.
+
+    runners_up: other seeds might have chosen otherwise. With this, every value is run on the
+    reported seeds as well that at least 5 % of the resamples of these seeds would choose
+    (`tune.resamples`), and the interval of a claim is over all of them.
     """
 
     lr: Annotated[list[PositiveFloat], AfterValidator(distinct)] = Field(min_length=1)
     seeds: Annotated[list[NonNegativeInt], AfterValidator(distinct)] = Field(min_length=1)
     metric: MetricName
+    runners_up: bool = False
 
 
 class MeasuredTheory(TheorySpec):
@@ -114,8 +130,9 @@ class SuiteSpec(StrictModel):
     [grid]. set: settings that win over all of these, as `--set` gives them. tune: how step sizes
     are chosen. equal: what the runs have in common: the rounds that are given, or the epochs that
     D-SGD makes in them, for which k of n active nodes with H local steps take n/(k H) times as many
-    rounds (and rounds between evaluations, and of warm-up). alone: no run shares its fleet with
-    another, so that its times are its own.
+    rounds, and of whatever else is counted in rounds (evaluations, looks at a target, spells away,
+    options of the schedule and of other components that are marked with `registry.ROUNDS`).
+    alone: no run shares its fleet with another, so that its times are its own.
 
     table, figure, claim, profile: what the report shows. theory: rates and best k by the derived
     bounds, for a suite with or without runs. network: what simulated time and the bytes of the
@@ -278,14 +295,16 @@ class Suite:
             merged = copy.deepcopy(base)
             key = ""
             try:
-                for key, value in (cell | self.spec.set | trial).items():
+                for key, value in (cell | self.spec.set).items():
                     if key == TOGETHER and isinstance(value, dict):
                         merged = _merge(merged, value)
                     else:
                         _put(merged, key.split("."), value)
                 if self.spec.equal == "epochs":
                     _to_equal_epochs(merged)
-                return RunSpec.model_validate(merged)
+                return RunSpec.model_validate(merged | trial)
+            except _UnevenError as error:
+                raise UserError(where.best(places(error.place), str(error))) from None
             except ValidationError as error:
                 raise UserError(where.explain(error, places)) from None
             except UserError as error:
@@ -301,6 +320,13 @@ class Suite:
                 if method.search and run.share:
                     message = "share: the candidates of a search share their draw: leave it out"
                     raise UserError(where.best(places(("share",)), message))
+                if run.stop and of_test_set(run.stop.metric):
+                    message = (
+                        f"stop: tuning would look at '{run.stop.metric}', of the test set on which "
+                        "its choice is then reported: stop at a metric of other data, such as "
+                        "validation_accuracy"
+                    )
+                    raise UserError(where.best(places(("stop", "metric")), message))
                 if run.seed in tune.seeds:
                     message = f"seed {run.seed} is both tuned on and reported: take other seeds"
                     raise UserError(where.at(("tune", "seeds"), message))
@@ -394,6 +420,12 @@ class Suite:
         check = Check(runs, chosen, self.spec.network, where, small=self.scale_note is not None)
         if tune:
             check.evaluated(tune.metric, "no step size is chosen by it", ("tune", "metric"))
+            if of_test_set(tune.metric):
+                message = (
+                    f"[tune] would choose by '{tune.metric}', of the test set on which its choice "
+                    "is then reported: take a metric of other data, such as validation_accuracy"
+                )
+                raise UserError(where.at(("tune", "metric"), message))
         check.tables(self.spec.table)
         check.figures(self.spec.figure)
         check.claims(self.spec.claim)
@@ -600,24 +632,75 @@ def _put(table: dict[str, Any], path: Sequence[str], value: Any) -> None:
     table[path[-1]] = copy.deepcopy(value)
 
 
+class _UnevenError(UserError):
+    """A setting that equal epochs cannot stretch."""
+
+    def __init__(self, place: Loc, message: str) -> None:
+        super().__init__(message)
+        self.place = place
+
+
 def _to_equal_epochs(run: dict[str, Any]) -> None:
-    """Give a run with k of n active nodes, each of H local steps, n/(k H) times its rounds."""
+    """Give a run with k of n active nodes, each of H local steps, n/(k H) times its rounds, and so
+    with all that is counted in rounds: see `registry.ROUNDS`."""
     n, k = run.get("nodes"), run.get("active", run.get("nodes"))
     try:
         steps = ALGORITHMS.resolve(run["algorithm"]).get("local_steps", 1)
     except (KeyError, ValueError, UserError):
         return  # validation says what is wrong
-    if not all(isinstance(count, int) and count > 0 for count in (n, k)):
+    if not (isinstance(n, int) and isinstance(k, int) and n > 0 and k > 0) or n == k * steps:
         return
-    schedule = run.get("schedule")
-    for table, key in ((run, "rounds"), (run, "eval_every"), (schedule, "warmup")):
-        if isinstance(table, dict) and isinstance(table.get(key), int):
-            if table[key] * n % (k * steps):
-                raise UserError(
-                    f'equal = "epochs" makes {key} = {table[key]} x nodes / (active x steps), and '
-                    f"{table[key]} x {n} / {k * steps} is no whole number: take another {key}"
-                )
-            table[key] = table[key] * n // (k * steps)
+    if isinstance(rounds := run.get("rounds"), int) and run.get("eval_every") is None:
+        run["eval_every"] = usual_eval_every(rounds)
+
+    more, fewer = n, k * steps
+
+    def times(value: Any, place: Loc) -> Any:
+        if isinstance(value, list):
+            return [times(one, place) for one in value]
+        if isinstance(value, float):
+            return value * more / fewer
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        key = ".".join(map(str, place))
+        if value * more % fewer:
+            raise _UnevenError(
+                place,
+                f'equal = "epochs" makes {key} = {value} x nodes / (active x steps), and '
+                f"{value} x {more} / {fewer} is no whole number: take another {key}",
+            )
+        return value * more // fewer
+
+    def stretch(table: Any, model: type[BaseModel], place: Loc = ()) -> None:
+        if isinstance(table, dict):
+            for key in counts_rounds(model):
+                value = table.get(key)
+                if isinstance(value, int) and model.model_fields[key].annotation is float:
+                    value = float(value)
+                if value is not None:
+                    table[key] = times(value, (*place, key))
+
+    stretch(run, RunSpec)
+    stretch(run.get("stop"), Stop, ("stop",))
+    stretch(run.get("away"), Away, ("away",))
+    for key, kind in COMPONENTS.items():
+        if isinstance(choice := run.get(key), dict) and choice.get("name") in kind.names():
+            stretch(choice, kind[choice["name"]].options, (key,))
+    if isinstance(stop := run.get("stop"), dict) and stop.get("every") is None:
+        raise _UnevenError(
+            ("stop",),
+            'equal = "epochs" needs the rounds between looks at the target, which are else as '
+            "dense in long runs as in short ones: give stop an every, as in every = 10",
+        )
+
+
+COMPONENTS = {
+    "algorithm": ALGORITHMS,
+    "topology": TOPOLOGIES,
+    "problem": PROBLEMS,
+    "schedule": SCHEDULES,
+}
+"""The settings of a run that are components with options."""
 
 
 def _product(grid: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:

@@ -3,14 +3,21 @@
 import csv
 import io
 import json
+import math
 import tomllib
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from teleport_bench import Suite, UserError
+from teleport_bench.metrics import METRICS
+from teleport_bench.network import Network, simulate
 from teleport_bench.report.build import build, write
-from teleport_bench.report.claims import judge, summary
+from teleport_bench.report.claims import judge, reached, summary
 from teleport_bench.report.frame import frame
+from teleport_bench.suite import from_json, to_json
+from teleport_bench.tune import choose
 
 SUITE = """
 title = "Claims"
@@ -159,18 +166,21 @@ def test_a_contradiction_stands_whatever_is_missing(claim):
     assert (found.count("contradicted"), found.count("not tested")) == (2, 2)
 
 
-def test_a_claim_of_one_seed_is_not_tested(claim):
-    found = verdict(*claim(gap(0.5), lambda source: source["grid"].update(seed=[0])))
+@pytest.mark.parametrize("n_seeds", [1, 2, 4])
+def test_a_claim_of_fewer_than_five_seeds_is_not_tested(claim, n_seeds):
+    edit = lambda source: source["grid"].update(seed=[*range(n_seeds)])  # noqa: E731
+    found = verdict(*claim(gap(0.5), edit))
     assert found.verdict == "not tested"
-    assert "(common seeds: 1)" in found.reason
+    assert f"(common seeds: {n_seeds}, 5 are needed)" in found.reason
 
 
 def test_only_common_seeds_are_compared(claim):
     def edit(source):
-        source["method"][0]["grid"] = {"seed": [3, 4, 5]}
+        source["method"][0]["grid"] = {"seed": [3, 4, 5, 6, 7, 8, 9]}
+        source["method"][1]["grid"]["seed"] = [0, 1, 2, 3, 4, 5, 6, 7]
 
     found = verdict(*claim(gap(0.5), edit))
-    assert {case.comparison.n for case in found.cases} == {2}
+    assert {case.comparison.n for case in found.cases} == {5}
 
 
 def test_a_diverged_run_is_the_worst_there_is(claim):
@@ -302,6 +312,295 @@ def test_a_target_that_the_favoured_method_misses_contradicts(targets):
     assert verdict(*targets(reached)).count("contradicted") == 4
 
 
+# Time to a metric
+
+
+TIME_TO = {"kind": "time_to", "values": [0.5, 0.1], "x": "rounds", "window": 1}
+
+
+def curves(gaps, rounds=None, **more):
+    """A score: a curve of each method, as evaluated after `rounds`."""
+
+    def score(run):
+        values = gaps(run)
+        at = rounds or [25 * j for j in range(len(values))]
+        axes = dict.fromkeys(
+            ("epochs", "gradients", "bytes_total", "bytes_per_node"), [0.0] * len(at)
+        )
+        return {"rounds": at} | axes | {"objective_gap": values} | more
+
+    return score
+
+
+@pytest.fixture
+def time_to(claim):
+    """(suite, records) of a claim of time, from curves of the gap by run."""
+
+    def time_to(score, edit=None, **keys):
+        suite, records = claim(lambda _: 1.0, edit, **(TIME_TO | keys))
+        for run in suite.planned():
+            made = {"curves": score(run)}
+            records[run.spec.id] = records[run.spec.id].model_copy(update=made)
+        return suite, records
+
+    return time_to
+
+
+def ours_first(run):
+    """At 0.5 after 25 rounds against 75, at 0.1 after 50 against never."""
+    return [1.0, 0.8, 0.6, 0.5, 0.4] if run.label == "D-SGD" else [1.0, 0.5, 0.1, 0.1, 0.1]
+
+
+def test_a_value_is_reached_where_a_window_is_and_not_before():
+    lower, higher = METRICS["objective_gap"], METRICS["test_accuracy"]
+    at = [0, 10, 20, 30, 40]
+    assert reached([5, 4, 3, 2, 1], at, lower, 3.0, 1) == (20.0, False, 10.0)
+    assert reached([1, 2, 3, 4, 5], at, higher, 3.0, 1) == (20.0, False, 10.0)
+    assert reached([1, 2, 3, 4, 5], at, higher, 6.0, 1) == (40.0, True, None)
+    assert reached([4, 2, 3, 4, 5], at, higher, 4.0, 1) == (0.0, False, None)
+    # noise carries the first value across, but not the mean of three
+    assert reached([1, 3, 1, 3, 3], at, higher, 3.0, 1)[0] == 10
+    assert reached([1, 3, 1, 3, 3], at, higher, 3.0, 3) == (30.0, False, 20.0)
+    # nor do later values carry an earlier one
+    assert reached([0, 8, 9, 9, 9], at, higher, 5.0, 3) == (10.0, False, 0.0)
+    # at the end of a run fewer are left: it has reached what it ends with
+    assert reached([1, 1, 1, 1, 3], at, higher, 3.0, 3) == (40.0, False, 30.0)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    values=st.lists(st.integers(0, 5), min_size=1, max_size=8),
+    value=st.integers(0, 6),
+    window=st.integers(1, 4),
+)
+def test_what_is_reached_agrees_with_a_plain_loop(values, value, window):
+    at = list(range(len(values)))
+    means = [sum(values[j : j + window]) / len(values[j : j + window]) for j in at]
+    first = next((j for j in at if means[j] >= value and values[j] >= value), None)
+    found = reached(values, at, METRICS["test_accuracy"], value, window)
+    if first is None:
+        assert found == (at[-1], True, None)
+    else:
+        assert found == (first, False, first - 1 if first else None)
+        assert not first or min(means[first - 1], values[first - 1]) < value
+
+
+def test_a_claim_of_time_is_decided_for_every_value(time_to):
+    suite, records = time_to(curves(ours_first))
+    found = verdict(suite, records)
+    assert found.verdict == "supported"
+    assert [c.settings for c in found.cases][::2] == [
+        {"nodes": n, "value": v} for n in (4, 8) for v in (0.5, 0.1)
+    ]
+    for case in found.cases:
+        assert case.comparison.wins == 5
+        if case.settings["value"] == 0.5:
+            assert case.comparison.effect == pytest.approx(3)  # 75 to 25
+            # between evaluations: at least 50 to 25; the other was there after more than 0
+            assert (case.comparison.low, case.comparison.high) == (pytest.approx(2), math.inf)
+        else:
+            assert case.comparison.effect == pytest.approx(2)  # at least 100 to 50
+    rows = csv.DictReader(io.StringIO(build(suite, records)[1]["tables/claim-lower.csv"].decode()))
+    row = next(row for row in rows if row["value"] == "0.1")
+    assert (row["took_better"], row["took_than"]) == ("50", "> 100 (not reached)")
+    assert row["advantage"].startswith("at least ×2 [≥ 2")
+
+
+def test_times_that_lie_between_the_same_evaluations_decide_nothing(time_to):
+    same = lambda run: [1.0, 0.4, 0.05]  # noqa: E731, ARG005
+    found = verdict(*time_to(curves(same)))
+    assert found.count("undecided") == len(found.cases)
+    assert {c.comparison.unknown for c in found.cases if c.settings["value"] == 0.5} == {5}
+
+
+def test_a_value_that_neither_reaches_decides_nothing(time_to):
+    found = verdict(*time_to(curves(lambda _: [1.0, 0.9, 0.8])))
+    assert found.count("undecided") == len(found.cases)
+    assert {case.comparison.unknown for case in found.cases} == {5}
+
+
+def test_a_run_that_ended_before_the_other_was_there_may_have_been_first(time_to):
+    """D-SGD ends without the value after 100, and the other reaches it after 200."""
+
+    def score(run):
+        if run.label == "D-SGD":
+            return curves(lambda _: [1.0, 0.9, 0.8], [0, 50, 100])(run)
+        return curves(lambda _: [1.0, 0.9, 0.05], [0, 100, 200])(run)
+
+    found = verdict(*time_to(score))
+    assert found.count("undecided") == len(found.cases)
+    turned = verdict(*time_to(score, better="D-SGD", than="TELEPORTATION*"))
+    assert turned.count("undecided") == len(turned.cases)
+
+
+def test_a_diverged_run_reaches_nothing(time_to, make_record):
+    suite, records = time_to(curves(ours_first))
+    for run in suite.planned():
+        if run.label == "D-SGD":
+            records[run.spec.id] = make_record(run.spec, "diverged", objective_gap=1.0)
+    found = verdict(suite, records)
+    assert {case.comparison.wins for case in found.cases} == {5}
+
+
+def test_a_claim_on_several_networks_says_on_which_it_holds(time_to):
+    """Each is there first in rounds where D-SGD needs 3 times as many; in time a ring of D-SGD is
+    faster by tau where TELEPORTATION's partners are no neighbours."""
+
+    def fewer(run):
+        if run.label == "D-SGD":
+            return [1.0, 0.9, 0.8, 0.6, 0.5, 0.4]
+        return [1.0, 0.6, 0.5, 0.2, 0.2, 0.2]
+
+    grid = {"tau": [1, 100], "mode": ["synchronous", "barrier_free"]}
+    suite, records = time_to(
+        curves(fewer),
+        x="time",
+        values=[0.5],
+        networks=grid,
+        where={"nodes": 8},
+        better="TELEPORTATION, k=2",
+    )
+    found = verdict(suite, records)
+    states = {(c.settings["network.tau"], c.settings["network.mode"]): c.state for c in found.cases}
+    assert set(states) == {(t, m) for t in grid["tau"] for m in grid["mode"]}
+    assert states[100, "synchronous"] == states[100, "barrier_free"] == "contradicted"
+    assert "contradicted" not in {states[1, m] for m in grid["mode"]}
+    tables, files = build(suite, records)
+    rows = list(csv.DictReader(io.StringIO(files["tables/claim-lower-networks.csv"].decode())))
+    assert [(r["network.mode"], r["tau_100"]) for r in rows] == [
+        (m, "against: all") for m in grid["mode"]
+    ]
+    assert "claim-lower-networks" in [table.name for table in tables]
+    # nor does it matter in which order a suite that was run has its keys
+    again = from_json(to_json(suite))
+    assert (
+        build(again, records)[1]["tables/claim-lower-networks.csv"]
+        == (files["tables/claim-lower-networks.csv"])
+    )
+    # the network of a case is that of the suite with its settings
+    case = next(c for c in found.cases if c.settings["network.tau"] == 100)
+    spec = next(r.spec for r in suite.planned() if r.label == case.better and r.spec.nodes == 8)
+    network = Network(tau=100, mode=case.settings["network.mode"])
+    assert case.results[0][0].value == simulate(spec, network, [50]).time[0]
+
+
+def test_the_verdicts_of_several_metrics_stand_side_by_side(claim, make_record):
+    suite, records = claim(gap(0.5), also=["consensus"])
+    records = {
+        run.spec.id: make_record(run.spec, objective_gap=gap(0.5)(run), consensus=gap(2.0)(run))
+        for run in suite.planned()
+    }
+    files = build(suite, records)[1]
+    rows = list(csv.DictReader(io.StringIO(files["tables/claims.csv"].decode())))
+    assert [(r["claim"], r["metric"], r["verdict"]) for r in rows] == [
+        ("lower", METRICS["objective_gap"].label, "supported"),
+        ("lower-consensus", METRICS["consensus"].label, "not supported"),
+    ]
+    assert "tables/claim-lower-consensus.md" in files
+
+
+WRONG_TIMES = {
+    "no values": ({"values": []}, "name the values to be reached"),
+    "an axis": ({"x": "minutes"}, "unknown axis 'minutes'"),
+    "values of a final claim": ({"kind": "final"}, 'is of kind = "time_to"'),
+    "a metric without a curve": ({"metric": "round_time"}, "has no curve"),
+    "a network that changes nothing": ({"networks": {"tau": [1, 2]}}, "depends on the network"),
+    "a network": ({"x": "time", "networks": {"tau": [0.5]}}, "tau: input should be greater"),
+    "a misspelt network": ({"x": "time", "networks": {"tua": [1]}}, "did you mean 'tau'"),
+    "an empty list": ({"x": "time", "networks": {"tau": []}}, "networks.tau"),
+    "a margin": ({"margin": -1.0}, "is a factor"),
+    "its own metric again": ({"also": ["objective_gap"]}, "is the claim's own"),
+    "a window": ({"window": 0}, "window"),
+}
+
+
+@pytest.mark.parametrize(("keys", "words"), WRONG_TIMES.values(), ids=WRONG_TIMES)
+def test_a_claim_of_time_that_cannot_be_decided_is_refused_at_load(claim, keys, words):
+    with pytest.raises(UserError) as error:
+        claim(gap(0.5), **(TIME_TO | keys))
+    assert words in str(error.value)
+
+
+# What tuning adds
+
+
+def tuned(source, **more):
+    del source["run"]["lr"]
+    source["grid"]["nodes"] = [4]
+    source["method"] = [{"algorithm": "dsgd"}, {"algorithm": "teleportation", "active": 2}]
+    source["tune"] = {
+        "lr": [0.1, 0.2],
+        "seeds": [*range(100, 105)],
+        "metric": "objective_gap",
+    } | more
+
+
+@pytest.fixture
+def choosing(claim, make_record):
+    """(suite, records) where D-SGD's tuning seeds prefer 0.2 by little, and on the reported seeds
+    0.1 is better."""
+
+    def choosing(**more):
+        suite, records = claim(lambda _: None, lambda source: tuned(source, **more))
+        for run in suite.tuning:
+            s = run.spec
+            value = 1.0 + (s.lr == 0.1) * (0.3 if s.seed < 103 else -0.4)
+            records[s.id] = make_record(s, objective_gap=value if run.label == "D-SGD" else s.lr)
+        for chosen in ({"lr": 0.1}, {"lr": 0.2}):
+            for run in suite.reported(dict.fromkeys((r.cell for r in suite.planned()), chosen)):
+                s = run.spec
+                own = 1 + 0.01 * ((s.seed * 7 + len(run.label)) % 5)
+                mine = {0.1: 0.5, 0.2: 2.0}[s.lr] if run.label == "D-SGD" else 1.0
+                records[s.id] = make_record(s, objective_gap=mine * own)
+        return suite, records
+
+    return choosing
+
+
+def test_an_interval_includes_what_else_might_have_been_chosen(choosing):
+    """Where 0.2 is chosen the advantage is twofold, in the other resamples it is a half."""
+    suite, records = choosing()
+    (found,) = verdict(suite, records).cases
+    assert found.state == "holds"
+    choice = choose(suite, records)[next(r.cell for r in suite.planned() if r.label == "D-SGD")]
+    share = choice.shares[4, 0.2]
+    assert choice.lr == 0.2
+    assert 0.5 < share < 0.8
+    assert found.sure == pytest.approx(share)
+    assert "leave the others out (runners_up = true" in verdict(suite, records).tuning
+
+    suite, records = choosing(runners_up=True)
+    judged = verdict(suite, records)
+    (wide,) = judged.cases
+    assert wide.state == "undecided"
+    assert (wide.comparison.wins, wide.comparison.n) == (5, 5)  # of what was chosen
+    assert wide.comparison.low < 0.55
+    assert wide.comparison.high > 1.9
+    mean = share * math.log(2) + (1 - share) * math.log(0.5)
+    assert wide.comparison.effect == pytest.approx(math.exp(mean), rel=0.05)
+    assert "the intervals are over the other choices too" in judged.tuning
+    markdown = build(suite, records)[1]["tables/claim-lower.md"].decode()
+    assert f"{100 * share:.0f} %" in markdown
+
+
+def test_a_claim_waits_for_the_runs_of_the_other_choices(choosing):
+    suite, records = choosing(runners_up=True)
+    other = next(
+        r.spec.id
+        for r in suite.reported({r.cell: {"lr": 0.1} for r in suite.planned()})
+        if r.label == "D-SGD"
+    )
+    del records[other]
+    found = verdict(suite, records)
+    assert (found.verdict, "1 of 15 runs missing" in found.reason) == ("not tested", True)
+
+
+def test_settings_tuned_on_fewer_than_five_seeds_are_not_enough(choosing):
+    found = verdict(*choosing(seeds=[100, 101, 102, 103]))
+    assert found.verdict == "not tested"
+    assert "(tuning seeds: 4, 5 are needed)" in found.reason
+
+
 # What is written
 
 
@@ -361,7 +660,7 @@ def test_the_claims_of_several_suites_are_counted(claim, tmp_path):
 def searched(source):
     del source["run"]["lr"]
     source["grid"]["nodes"] = [4]
-    source["tune"] = {"lr": [0.1], "seeds": [100], "metric": "objective_gap"}
+    source["tune"] = {"lr": [0.1], "seeds": [*range(100, 105)], "metric": "objective_gap"}
     source["method"][1] = {"algorithm": "teleportation", "active": "search"}
     source["table"] = [{"name": "t", "values": ["objective_gap"], "pivot": "active"}]
     source["figure"] = [{"name": "f", "y": "objective_gap", "columns": "active"}]
@@ -386,5 +685,5 @@ def test_a_claim_of_a_k_that_is_searched_for_waits_for_the_search(claim, make_re
     assert found.verdict == "supported"
     assert [case.settings for case in found.cases] == [{}]
     tables, files = build(suite, records)
-    assert tables[-1].rows[0][3] == "supported"
+    assert tables[-1].rows[0][4] == "supported"
     assert "figures/search.svg" in files

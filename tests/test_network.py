@@ -513,3 +513,25 @@ def test_rounds_are_counted_from_zero():
 def test_a_mistake_in_a_network_is_named(settings, words):
     with pytest.raises(ValueError, match=words):
         Network(**settings)
+
+
+@pytest.mark.parametrize("form", ["simple", "fused"])
+@pytest.mark.parametrize("mode", ["synchronous", "barrier_free"])
+@pytest.mark.parametrize("algorithm", ["dsgd", "teleportation", "allreduce", "fedavg", "local_sgd"])
+def test_every_way_through_the_rounds_has_the_gradients_of_each_once(algorithm, mode, form):
+    """What a report rests on that asks for many times of a gradient."""
+    k = {"active": 3} if algorithm in ("teleportation", "fedavg") else {}
+    spec = tb.RunSpec(
+        algorithm=algorithm,
+        nodes=8,
+        topology="exponential",
+        problem="quadratic",
+        lr=0.1,
+        rounds=40,
+        **k,
+    )
+    steps = spec.build_algorithm().local_steps
+    idle = simulate(spec, Network(tau=5, mode=mode, form=form, compute=0))
+    for compute in (0.3, 10):
+        costs = simulate(spec, Network(tau=5, mode=mode, form=form, compute=compute))
+        assert costs.time == pytest.approx(idle.time + compute * steps * costs.rounds, rel=1e-12)

@@ -9,7 +9,7 @@ import pytest
 
 from teleport_bench.report.build import build, check, open_report
 from teleport_bench.suite import Suite
-from teleport_bench.tune import chosen
+from teleport_bench.tune import decided
 
 RESULTS = Path(__file__).parents[1] / "results"
 SUITES = sorted(p.parent.relative_to(RESULTS).as_posix() for p in RESULTS.rglob("suite.json"))
@@ -29,7 +29,7 @@ def test_every_run_of_the_suite_as_it_is_today_has_a_committed_record(name: str)
     # suite.json sorts the keys of grids
     assert {run.spec.id for run in today.all_runs()} == {run.spec.id for run in suite.all_runs()}
     tuned = {run.spec.id for run in suite.tuning}
-    reported = {run.spec.id for run in suite.reported(chosen(suite, records))}
+    reported = {run.spec.id for run in decided(suite, records)}
     assert set(records) == tuned | reported
     assert len({(run.cell, run.spec.seed) for run in suite.planned()}) == len(suite.planned())
     states = {key: record.status for key, record in records.items()}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import tomllib
+from typing import Annotated
 
 import pytest
 
 from teleport_bench import Suite
 from teleport_bench.errors import UserError
+from teleport_bench.registry import ROUNDS, SCHEDULES
 from teleport_bench.report import search
 from teleport_bench.suite import candidates
 from teleport_bench.tune import choose, chosen, step_sizes
@@ -300,3 +302,83 @@ def test_epochs_that_do_not_come_out_even_are_refused():
 def test_a_search_alone_has_no_regret() -> None:
     found = search.Found("TELEPORTATION", 8, {}, 0.1, {1: 0.5}, 1, 10, 1, 10)
     assert found.regret is None
+
+
+def stretched(**run):
+    """The settings of D-SGD and of TELEPORTATION with 4 of 20 nodes at equal epochs."""
+    source = tomllib.loads(SEARCH)
+    del source["tune"]
+    source["run"] |= {"lr": 0.1, "rounds": 100, "eval_every": 20} | run
+    methods = [{"algorithm": "dsgd"}, {"algorithm": "teleportation", "active": 4}]
+    new = {"grid": {"nodes": [20]}, "method": methods, "equal": "epochs"}
+    return [run.spec for run in Suite.from_source("equal", source | new).planned()]
+
+
+SCHEDULES_OF_ROUNDS = {
+    "step": {"name": "step", "milestones": [50, 75], "warmup": 10},
+    "cosine": {"name": "cosine", "warmup": 10},
+    "constant": {"name": "constant", "warmup": 10},
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES.names())
+def test_at_equal_epochs_every_schedule_is_as_far_after_as_many_gradients(name):
+    """The warm-up is stretched too: its factors agree at its end, and from there on."""
+    dsgd, other = (s.build_schedule() for s in stretched(schedule=SCHEDULES_OF_ROUNDS[name]))
+    factors = [dsgd(t) for t in range(10, 101)]
+    assert [other(5 * t) for t in range(10, 101)] == pytest.approx(factors, rel=0, abs=1e-15)
+    assert other(49) < 1 == other(50)
+
+
+def test_at_equal_epochs_all_that_counts_rounds_is_stretched():
+    stop = {"metric": "objective_gap", "value": 1e-9, "every": 4, "window": 3}
+    dsgd, other = stretched(stop=stop)
+    assert (dsgd.stop.every, other.stop.every) == (4, 20)
+    assert dsgd.stop.window == other.stop.window  # looks, not rounds
+    dsgd, other = stretched(away={"share": 0.1, "spell": 3})
+    assert (dsgd.away.spell, other.away.spell) == (3.0, 15.0)
+    dsgd, other = stretched(rounds=130, eval_every=None)
+    assert [5 * t for t in dsgd.evaluations()] == other.evaluations()
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        ({"schedule": {"name": "step", "milestones": [50, 75]}}, "schedule.milestones = 75 x"),
+        ({"stop": {"metric": "objective_gap", "value": 1.0, "every": 5}}, "stop.every = 5 x"),
+        ({"stop": {"metric": "objective_gap", "value": 1.0}}, "needs the rounds between looks"),
+        ({"rounds": 110, "eval_every": None}, "eval_every = 5 x"),
+    ],
+)
+def test_what_cannot_be_stretched_is_refused_by_its_name(run, words):
+    source = tomllib.loads(SEARCH)
+    del source["tune"]
+    source["run"] |= {"lr": 0.1, "rounds": 100, "eval_every": 10} | run
+    methods = [{"algorithm": "teleportation", "active": 4}]
+    new = {"grid": {"nodes": [6]}, "method": methods, "equal": "epochs"}
+    with pytest.raises(UserError, match=words):
+        Suite.from_source("equal", source | new)
+
+
+def test_a_component_of_ones_own_says_which_of_its_options_count_rounds():
+    def warm(rounds: int, *, until: Annotated[int, ROUNDS] = 5, scale: int = 5):  # noqa: ARG001
+        return lambda t: 0.5 if t < until else 1.0
+
+    before = SCHEDULES.entries()
+    SCHEDULES.register("warm")(warm)
+    try:
+        _, other = stretched(schedule={"name": "warm", "until": 6, "scale": 7})
+        assert other.schedule == {"name": "warm", "until": 30, "scale": 7}
+    finally:
+        SCHEDULES.restore(before)
+
+
+def test_at_equal_epochs_tuning_runs_are_as_long_as_those_that_are_reported():
+    """Their only evaluation, at the end, is stretched once: 3 rounds of 4 nodes for 2 of 6."""
+    source = tomllib.loads(SEARCH)
+    source["run"] |= {"rounds": 2, "eval_every": 2}
+    methods = [{"algorithm": "teleportation", "active": 4}]
+    suite = Suite.from_source(
+        "equal", source | {"grid": {"nodes": [6]}, "method": methods, "equal": "epochs"}
+    )
+    assert {(r.spec.rounds, r.spec.eval_every) for r in suite.all_runs()} == {(3, 3)}

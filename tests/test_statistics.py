@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from teleport_bench.report.statistics import Comparison, Result, compare, summarise
+from teleport_bench.report.statistics import (
+    Comparison,
+    Result,
+    compare,
+    compare_choices,
+    summarise,
+)
 
 POSITIVE = st.floats(0.01, 1e4)
 PAIRS = st.lists(st.tuples(POSITIVE, POSITIVE), min_size=2, max_size=12)
@@ -274,4 +280,94 @@ def test_a_diverged_run_wins_over_a_censored_one():
 
 def test_an_interval_of_factors_may_reach_to_infinity() -> None:
     found = compare(exact([1e-300, 1e300]), exact([1.0, 1.0]), "lower", log=True)
+    assert found.high == math.inf
+
+
+# Several choices
+
+
+@given(PAIRS.filter(clear), st.floats(0.1, 10))
+def test_one_choice_is_a_plain_comparison_whatever_its_weight(pairs, weight):
+    assert compare_choices([(weight, *sides(pairs))], "lower") == compare(*sides(pairs), "lower")
+    twice = compare_choices([(weight, *sides(pairs))] * 2, "lower")
+    plain = compare(*sides(pairs), "lower")
+    for name in ("effect", "low", "high"):
+        assert getattr(twice, name) == pytest.approx(getattr(plain, name), rel=1e-6, abs=1e-6)
+
+
+def test_the_interval_over_choices_has_the_quantiles_of_the_mixture():
+    rng = np.random.default_rng(0)
+    weights = [0.5, 0.3, 0.2]
+    choices = [
+        (w, exact(rng.normal(m, s, 6)), exact(rng.normal(0, s, 6)))
+        for w, m, s in zip(weights, (1.0, 3.0, -2.0), (0.5, 1.0, 0.2), strict=True)
+    ]
+    found = compare_choices(choices, "higher")
+    drawn = []
+    for w, a, b in choices:
+        d = np.array([x.value - y.value for x, y in zip(a, b, strict=True)])
+        t = rng.standard_t(5, size=round(w * 1_000_000))
+        drawn.append(d.mean() + t * d.std(ddof=1) / math.sqrt(6))
+    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.02)
+    singles = [compare(a, b, "higher") for _, a, b in choices]
+    effects = [w * one.effect for w, one in zip(weights, singles, strict=True)]
+    assert found.effect == pytest.approx(sum(effects))
+    assert (found.wins, found.losses) == (singles[0].wins, singles[0].losses)
+
+
+@given(st.lists(PAIRS.filter(lambda p: len(p) >= 5), min_size=2, max_size=3), st.booleans())
+def test_exchanging_the_methods_exchanges_the_choices_too(every, log):
+    choices = [(i + 1.0, *sides(pairs[:5])) for i, pairs in enumerate(every)]
+    found = compare_choices(choices, "lower", log)
+    back = compare_choices([(w, b, a) for w, a, b in choices], "lower", log)
+    assert (found.wins, found.losses) == (back.losses, back.wins)
+    turn = (lambda v: 1 / v) if log else (lambda v: -v)
+    assert found.effect == pytest.approx(turn(back.effect), rel=1e-6, abs=1e-6)
+    if (min(found.low, back.low, 1) > 1e-200 and max(found.high, back.high) < 1e200) or not log:
+        ends = turn(back.high), turn(back.low)
+        assert (found.low, found.high) == pytest.approx(ends, rel=1e-6, abs=1e-6)
+
+
+def test_a_choice_without_a_value_leaves_no_interval():
+    fine = (0.9, exact([1.0, 2.0]), exact([3.0, 5.0]))
+    found = compare_choices([fine, (0.1, [WORST, WORST], exact([3.0, 5.0]))], "lower")
+    assert (found.wins, found.effect, found.low) == (2, None, None)
+
+
+# Values that are known to lie between two
+
+
+def test_what_lies_between_two_values_counts_where_they_are_apart():
+    early, late = Result(20.0, best=10.0), Result(30.0, best=20.0)
+    found = compare([early, early, late], [late, early, early], "lower", log=True)
+    assert (found.wins, found.ties, found.losses, found.unknown) == (1, 0, 1, 1)
+    assert compare([early], [Result(20.0)], "lower").wins == 0  # up to 20, which it may be
+    assert compare([Result(20.0)], [late], "lower").wins == 1  # it is more than 20
+    over = Result(25.0, censored=True)
+    assert compare([early], [over], "lower").wins == 1
+    assert compare([late], [over], "lower").unknown == 1
+
+
+@given(PAIRS.filter(clear), st.lists(st.floats(0, 1), min_size=24, max_size=24), st.data())
+def test_an_interval_contains_that_of_every_truth_in_between(pairs, shares, data):
+    """The ends allow for where in between each truth lies, given how the truths vary."""
+    width = data.draw(st.floats(0.01, 0.5))
+    a, b = ([Result(v, best=v * (1 - width)) for v in side] for side in zip(*pairs, strict=True))
+    found = compare(a, b, "lower", log=True)
+    assert found.low <= compare(*sides(pairs), "lower", log=True).low
+    assert found.high >= compare(*sides(pairs), "lower", log=True).high
+    moved = [
+        [Result(r.value * (1 - width * s)) for r, s in zip(side, shares[k::2], strict=False)]
+        for k, side in enumerate((a, b))
+    ]
+    truth = compare(*moved, "lower", log=True)
+    assert found.wins <= truth.wins
+    assert found.losses <= truth.losses
+
+
+def test_a_time_that_may_be_nothing_has_no_bound_on_its_side():
+    start = [Result(20.0, best=0.0)] * 2
+    found = compare(start, [Result(40.0, best=30.0), Result(50.0, best=40.0)], "lower", log=True)
+    assert found.low > 0
     assert found.high == math.inf

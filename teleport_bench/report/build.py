@@ -13,9 +13,9 @@ from teleport_bench.record import Record, Records, Store
 from teleport_bench.record.store import SUITE_FILE, refuse_link, write_atomically, writing
 from teleport_bench.report import claims
 from teleport_bench.report.frame import Frame, frame, unlike
-from teleport_bench.report.tables import Table, build_table, tuning_table
+from teleport_bench.report.tables import Table, build_table, cost_table, tuning_table
 from teleport_bench.suite import Scale, Suite, find, from_json, to_json
-from teleport_bench.tune import chosen
+from teleport_bench.tune import decided
 
 if TYPE_CHECKING:
     from teleport_bench.report.figures import Drawing
@@ -43,7 +43,7 @@ def load_records(suite: Suite, store: Store) -> Records:
     for run in [*suite.tuning, *(alone.tuning if alone else ())]:
         if record := store.load(run.spec):
             records[record.id] = record
-    for run in suite.reported(chosen(suite, records)):
+    for run in decided(suite, records):
         if record := store.load(run.spec):
             records[record.id] = record
     return records
@@ -57,8 +57,8 @@ def build(suite: Suite, records: Mapping[str, Record]) -> tuple[list[Table], dic
     from teleport_bench.report import figures, page, profile, search, theory  # load matplotlib
 
     data: Frame = frame(suite, records)
-    tuned = tuning_table(data)
-    tables = [build_table(data, spec) for spec in suite.spec.table] + ([tuned] if tuned else [])
+    tuned = [table for table in (tuning_table(data), cost_table(data)) if table]
+    tables = [build_table(data, spec) for spec in suite.spec.table] + tuned
     drawings = [
         figures.Drawing(spec.name, spec.caption or spec.name, figures.draw(data, spec), spec)
         for spec in suite.spec.figure
@@ -77,8 +77,9 @@ def build(suite: Suite, records: Mapping[str, Record]) -> tuple[list[Table], dic
         tables.append(search.table(suite, found))
         drawings.append(search.drawing(suite, found))
         files["search.json"] = search.to_json(found).encode()
-    verdicts = [claims.judge(data, claim) for claim in suite.spec.claim]
+    verdicts = [claims.judge(data, each) for claim in suite.spec.claim for each in claim.each]
     details = [claims.case_table(verdict) for verdict in verdicts]
+    tables += [table for v in verdicts if (table := claims.network_table(v))]
     if verdicts:
         tables.append(claims.claims_table(verdicts))
         tables[-1].notes.extend(unlike(data))

@@ -17,7 +17,7 @@ from teleport_bench.report.statistics import NO_STEP_SIZE
 from teleport_bench.shown import Item, Scalar, settings_of, show, value_of, varying
 from teleport_bench.spec import RunSpec, canonical
 from teleport_bench.suite import PlannedRun, Suite
-from teleport_bench.tune import Choice, choose, step_sizes
+from teleport_bench.tune import Choice, choose, runners_up, step_sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +32,8 @@ class Frame:
     curves: one row a reported run and evaluation, of finished and diverged runs; `run` is the index
     of the run in `runs`.
     specs, settings: of each run, by its index in `runs`.
+    others: the same runs at what else tuning may have chosen (`tune.runners_up`); there `reported`
+    has the runs alone whose cell has another choice.
     """
 
     suite: Suite
@@ -42,7 +44,8 @@ class Frame:
     curves: pd.DataFrame
     specs: Sequence[RunSpec]
     settings: Sequence[Mapping[str, Scalar]]
-    _costs: dict[tuple[str, str], tuple[Any, Any]] = field(default_factory=dict)
+    others: Sequence[Frame] = ()
+    _costs: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
 
     def view(self, item: Item, keys: Sequence[str] = (), names: Sequence[str] = ()) -> Frame:
         """The runs that an item shows.
@@ -75,18 +78,10 @@ class Frame:
         """Columns for simulated time and the bytes of the busiest node, at every evaluation."""
         if not len(self.curves):
             return self
-        from teleport_bench.network import Network, simulate
-
-        model = Network.model_validate(network)
-        by_run = {}
-        for i, curve in self.curves.groupby("run"):
-            spec, at = self.specs[cast("int", i)], [round(t) for t in curve["rounds"]]
-            key = (spec.id, canonical(network))
-            if key not in self._costs:
-                n_params = self.records[spec.id].problem.get("parameters")
-                costs = simulate(spec, model, at, n_params)
-                self._costs[key] = (list(costs.time), list(costs.busiest_bytes))
-            by_run[i] = pd.DataFrame(dict(zip(COSTS, self._costs[key], strict=True)), curve.index)
+        by_run = {
+            i: pd.DataFrame(self.costs(self.specs[cast("int", i)], network), curve.index)
+            for i, curve in self.curves.groupby("run")
+        }
         curves = self.curves.join(pd.concat(by_run.values()))
         last = pd.DataFrame({i: costs.iloc[-1] for i, costs in by_run.items()}).T
         runs = self.runs.join(last[self.runs["status"].reindex(last.index) == "finished"])
@@ -99,6 +94,28 @@ class Frame:
                     "time_to_target"
                 ]
         return replace(self, runs=runs, curves=curves)
+
+    def costs(self, spec: RunSpec, network: Mapping[str, Any]) -> dict[str, list[float]]:
+        """What a run has cost on that network, by the names of `COSTS`, at each evaluation of its
+        record."""
+        from teleport_bench.network import Network, simulate
+
+        record = self.records[spec.id]
+        at = [round(t) for t in record.curves["rounds"]]
+        n_params, compute = record.problem.get("parameters"), 0.0
+        if "compute" in network and not network.get("stragglers") and not spec.away:
+            # then every way through the rounds has each round's gradients once
+            compute = network["compute"] * spec.build_algorithm().local_steps
+            network = {**network, "compute": 0.0}
+        # runs that differ in what they compute alone send the same messages
+        sent = spec.model_dump(mode="json", exclude=NOT_SENT) | {"momentum": spec.momentum > 0}
+        key = canonical([sent, at, n_params or spec.id, network])
+        if key not in self._costs:
+            costs = simulate(spec, Network.model_validate(network), at, n_params)
+            self._costs[key] = (list(costs.time), list(costs.busiest_bytes))
+        times, busiest = self._costs[key]
+        later = [time + compute * t for time, t in zip(times, at, strict=True)]
+        return dict(zip(COSTS, (later, busiest), strict=True))
 
     @functools.cached_property
     def own(self) -> list[str]:
@@ -115,8 +132,13 @@ class Frame:
     @property
     def used(self) -> Chosen:
         """The records behind the report, tuning runs included, in the order of the suite."""
-        ids = [run.spec.id for run in (*self.suite.tuning, *self.reported)]
+        others = (run for other in self.others for run in other.reported)
+        ids = [run.spec.id for run in (*self.suite.tuning, *self.reported, *others)]
         return Chosen(self.records, [key for key in ids if key in self.records])
+
+
+NOT_SENT = {"problem", "lr", "schedule", "weight_decay", "eval_every", "stop"}
+"""Settings that do not change what a run of so many rounds and parameters sends, and when."""
 
 
 def unlike(frame: Frame) -> list[str]:
@@ -167,7 +189,19 @@ def column(key: str) -> str:
 def frame(suite: Suite, records: Mapping[str, Record]) -> Frame:
     """Join a suite's plan with the records that are there; a run without one is "missing"."""
     choices = choose(suite, records)
-    reported = suite.reported(step_sizes(choices))
+    found = _at(suite, records, choices, step_sizes(choices))
+    others = [_at(suite, records, choices, settings) for settings in runners_up(suite, choices)]
+    return replace(found, others=others)
+
+
+def _at(
+    suite: Suite,
+    records: Mapping[str, Record],
+    choices: dict[str, Choice],
+    settings: Mapping[str, Mapping[str, Any]],
+) -> Frame:
+    """The frame of the runs with those settings of each cell."""
+    reported = suite.reported(settings)
     at = {(run.cell, run.spec.seed): run for run in reported} if suite.spec.tune else {}
     finals: list[dict[str, object]] = []
     curves, specs = [], []

@@ -84,10 +84,19 @@ CONFIDENCE = 0.95
 
 
 class Result(NamedTuple):
-    """What a run gave; censored: the truth is worse than the value, by an unknown amount."""
+    """What a run gave; censored: the truth is worse than the value, by an unknown amount.
+
+    best: where the truth is only known to lie between two values, the better one, which it does
+    not reach: a time between two evaluations. `value` is the worse one.
+    """
 
     value: float
     censored: bool = False
+    best: float | None = None
+
+    @property
+    def most(self) -> float:
+        return self.value if self.best is None else self.best
 
 
 @dataclass(frozen=True)
@@ -136,31 +145,121 @@ class Comparison:
 def compare(a: Sequence[Result], b: Sequence[Result], better: str, log: bool = False) -> Comparison:
     """Compare seed by seed; better: "higher" or "lower" values; log: by their ratio.
 
-    A run without a value (it diverged) is given as the worst value there is, censored.
+    A run without a value (it diverged) is given as the worst value there is, censored. Where a
+    truth is only known to lie between two values, a seed counts for a method where no value in
+    between says otherwise, and either end of the interval is that of the values least in favour of
+    the effect on its side.
+    """
+    return compare_choices([(1.0, a, b)], better, log)
+
+
+def compare_choices(
+    choices: Sequence[tuple[float, Sequence[Result], Sequence[Result]]],
+    better: str,
+    log: bool = False,
+) -> Comparison:
+    """`compare`, where several settings of a and b might have been chosen.
+
+    choices: (weight, a, b) of each, the one that was chosen first: wins, ties, losses and p are of
+    it. effect: the weighted mean. low, high: quantiles of the mixture, by weight, of the t
+    distributions of the single choices, so that the interval has what the choice adds.
     """
     sign = 1 if better == "higher" else -1
+    _, a, b = choices[0]
+    wins, ties, losses = _counted(a, b, sign)
+    counts = (len(a), wins, ties, losses, log, _sign_test(wins, losses))
+    found = [_gains(mine, theirs, sign, log) for _, mine, theirs in choices]
+    gains = [one for one in found if one is not None]
+    if len(a) < 2 or len(gains) < len(found):
+        return Comparison(*counts)
+    total = math.fsum(weight for weight, *_ in choices)
+    weights = [weight / total for weight, *_ in choices]
+    back = _exp if log else float
+    effect = _sum([w * _mean(g.middle) for w, g in zip(weights, gains, strict=True)])
+    ends = []
+    for side, sure in ((0, [g.low for g in gains]), (1, [g.high for g in gains])):
+        open_ended = any(values is None for values in sure)
+        parts = [_t_interval(values) for values in sure if values is not None]
+        ends.append(None if open_ended else _quantile(weights, parts, side, len(a)))
+    low = (0.0 if log else -math.inf) if ends[0] is None else back(ends[0])
+    return Comparison(*counts, back(effect), low, math.inf if ends[1] is None else back(ends[1]))
+
+
+def _counted(a: Sequence[Result], b: Sequence[Result], sign: int) -> tuple[int, int, int]:
+    """Wins, ties and losses of a."""
     wins = ties = losses = 0
     for x, y in zip(a, b, strict=True):
-        d = sign * (x.value - y.value)
         if x.censored and y.censored:
             continue
+        least, most = sign * (x.value - y.most), sign * (x.most - y.value)
         if x.censored or y.censored:  # the bound tells only on its own side of the other value
-            wins += y.censored and d >= 0
-            losses += x.censored and d <= 0
-            continue
-        wins, ties, losses = wins + (d > 0), ties + (d == 0), losses + (d < 0)
-    counts = (len(a), wins, ties, losses, log, _sign_test(wins, losses))
+            wins += y.censored and sign * (x.value - y.value) >= 0
+            losses += x.censored and sign * (x.value - y.value) <= 0
+        elif least == most:
+            wins, ties, losses = wins + (least > 0), ties + (least == 0), losses + (least < 0)
+        else:  # the better end is not reached: from there on is apart
+            wins += least > 0 or (least == 0 and y.best is not None)
+            losses += most < 0 or (most == 0 and x.best is not None)
+    return wins, ties, losses
+
+
+class _Gains(NamedTuple):
+    """By how much a is better on each seed: as the values say, at least, and at most; None where
+    there is no bound."""
+
+    middle: list[float]
+    low: list[float] | None
+    high: list[float] | None
+
+
+def _gains(a: Sequence[Result], b: Sequence[Result], sign: int, log: bool) -> _Gains | None:
+    """None where they are not numbers, or censored on both sides."""
     below, above = (any(r.censored for r in side) for side in (b, a))
     values = [r.value for r in (*a, *b)]
-    sound = all(math.isfinite(v) and (v > 0 or not log) for v in values)
-    if len(a) < 2 or not sound or (below and above):
-        return Comparison(*counts)
-    scale = math.log if log else float
-    gains = [sign * (scale(x.value) - scale(y.value)) for x, y in zip(a, b, strict=True)]
-    mean, half = _t_interval(gains)
-    back = _exp if log else float
-    low = (0.0 if log else -math.inf) if above else back(mean - half)
-    return Comparison(*counts, back(mean), low, math.inf if below else back(mean + half))
+    if not all(math.isfinite(v) and (v > 0 or not log) for v in values) or (below and above):
+        return None
+
+    def scale(value: float) -> float:
+        return (math.log(value) if value > 0 else -math.inf) if log else value
+
+    pairs = list(zip(a, b, strict=True))
+    middle = [sign * (scale(x.value) - scale(y.value)) for x, y in pairs]
+    low = [sign * (scale(x.value) - scale(y.most)) for x, y in pairs]
+    high = [sign * (scale(x.most) - scale(y.value)) for x, y in pairs]
+    return _Gains(
+        middle,
+        None if above or not all(map(math.isfinite, low)) else low,
+        None if below or not all(map(math.isfinite, high)) else high,
+    )
+
+
+def _quantile(
+    weights: Sequence[float], parts: Sequence[tuple[float, float]], side: int, n: int
+) -> float:
+    """An end of the interval of a mixture: 0 for the lower, 1 for the upper one.
+
+    parts: (mean, half) of each t distribution with n - 1 degrees of freedom.
+    """
+    from scipy.special import stdtr, stdtrit
+
+    ends = [mean + (half if side else -half) for mean, half in parts]
+    if len(parts) == 1:
+        return ends[0]
+    unit = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
+    goal = (1 + CONFIDENCE) / 2 if side else (1 - CONFIDENCE) / 2
+
+    def below(value: float) -> float:
+        shares = [
+            float(stdtr(n - 1, (value - mean) * unit / half)) if half else float(value >= mean)
+            for mean, half in parts
+        ]
+        return math.fsum(w * share for w, share in zip(weights, shares, strict=True))
+
+    low, high = min(ends), max(ends)
+    for _ in range(100):  # the quantile of a mixture lies between those of its parts
+        middle = low + (high - low) / 2
+        low, high = (low, middle) if below(middle) >= goal else (middle, high)
+    return high
 
 
 def _exp(value: float) -> float:
@@ -170,12 +269,15 @@ def _exp(value: float) -> float:
         return math.inf
 
 
+def _mean(values: Sequence[float]) -> float:
+    return _sum(values) / len(values)
+
+
 def _t_interval(values: Sequence[float]) -> tuple[float, float]:
     """The mean, and half the width of its interval."""
     from scipy.special import stdtrit
 
-    n = len(values)
-    mean = _sum(values) / n
+    n, mean = len(values), _mean(values)
     variance = _sum([(v - mean) * (v - mean) for v in values]) / (n - 1)
     quantile = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
     return mean, quantile * math.sqrt(variance / n)

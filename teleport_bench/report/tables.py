@@ -6,6 +6,7 @@ import csv
 import html
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -17,6 +18,7 @@ from teleport_bench.metrics import METRICS, TO_TARGET, setting
 from teleport_bench.report.frame import Frame, column, unlike
 from teleport_bench.report.statistics import Summary, summarise
 from teleport_bench.shown import Scalar, TableSpec, order, settings_of, show, varying
+from teleport_bench.tune import RUNNER_UP, Choice, costs
 
 
 @dataclass(frozen=True)
@@ -345,7 +347,7 @@ def tuning_table(frame: Frame) -> Table | None:
         settings = settings_of(spec)
         head: list[Cell] = [label, spec.nodes, *own.cells(settings)]
         if choice is None:
-            rows.append([*head, *["missing"] * len(tune.lr), ""])
+            rows.append([*head, *["missing"] * len(tune.lr), "", ""])
             continue
         scores = []
         for lr in sorted(tune.lr):
@@ -353,20 +355,91 @@ def tuning_table(frame: Frame) -> Table | None:
             text = choice.lost[lr] if score is None else form.format(score)
             scores.append(f"{text} *" if lr == choice.lr else text)
         edges += choice.at_edge
-        rows.append([*head, *scores, "none" if choice.lr is None else f"{choice.lr:g}"])
+        chosen = "none" if choice.lr is None else f"{choice.lr:g}"
+        rows.append([*head, *scores, chosen, shares_text(choice)])
     notes = [
         f"Mean {METRICS[tune.metric].label} after the last round over "
         f"{counted(len(tune.seeds), 'seed')} that {'is' if len(tune.seeds) == 1 else 'are'} not "
         "reported; * marks the chosen value, the best one (ties to the smaller).",
         f"{edges} of {counted(len(rows), 'choice')} {'lies' if edges == 1 else 'lie'} at an end of "
-        "the grid.",
+        "the grid of step sizes.",
+        *_ends_of_k(frame),
+        "by resamples: how often each value would be chosen if the tuning seeds were drawn again "
+        "from these, with replacement; what all of them share, such as the validation data, is not "
+        "drawn again"
+        + (
+            f". Values of at least {percent(RUNNER_UP)} are run on the reported seeds too."
+            if tune.runners_up
+            else "."
+        ),
     ]
     grid = [f"{lr:g}" for lr in sorted(tune.lr)]
     return Table(
         "step-sizes",
-        "Step sizes, tuned on the same grid with the same budget for every method",
-        ["method", "n", *own.heads, *grid, "chosen"],
-        ["method", "nodes", *own.columns, *(f"lr{g}" for g in grid), "chosen"],
+        "Step sizes, tuned on the same grid and the same seeds for every method",
+        ["method", "n", *own.heads, *grid, "chosen", "by resamples"],
+        ["method", "nodes", *own.columns, *(f"lr{g}" for g in grid), "chosen", "resamples"],
         rows,
         notes,
+        texts=(0, len(grid) + len(own.heads) + 3),
+    )
+
+
+def _ends_of_k(frame: Frame) -> list[str]:
+    """Where k is chosen too: how often it is an end of what was tried, and how often all nodes."""
+    chosen = [
+        (spec.nodes, choice.active, sorted(choice.by_active))
+        for cell, _, spec in frame.suite.cells()
+        if (choice := frame.choices.get(cell)) and choice.active and choice.by_active
+    ]
+    if not chosen:
+        return []
+    most, least = (sum(k == tried[end] for _, k, tried in chosen) for end in (-1, 0))
+    every = sum(k == n for n, k, _ in chosen)
+    return [
+        f"Of {len(chosen)} choices of k, {most} are the largest that was tried ({every} are k = n) "
+        f"and {least} the smallest."
+    ]
+
+
+def shares_text(choice: Choice) -> str:
+    """`0.2: 60 %, 0.4: 37 %, others: 3 %`; with k, where it is chosen too."""
+    if choice.n_seeds == 1:
+        return "one seed"
+    texts = [
+        ("" if choice.active is None else f"k = {k}, ") + f"{lr:g}: {percent(share)}"
+        for (k, lr), share in choice.shares.items()
+        if share >= RUNNER_UP
+    ]
+    rest = sum(share for share in choice.shares.values() if share < RUNNER_UP)
+    more = [f"others: {percent(rest)}"] if rest >= 0.005 else []
+    return "; ".join([*texts, *more])
+
+
+def percent(share: float) -> str:
+    """`37 %`."""
+    return f"{100 * share:.0f} %"
+
+
+def cost_table(frame: Frame) -> Table | None:
+    """What tuning has cost, a row a method."""
+    if frame.suite.spec.tune is None:
+        return None
+    found = costs(frame.suite, frame.records)
+    cells = Counter(label for _, label, _ in frame.suite.cells())
+    return Table(
+        "tuning-cost",
+        "What tuning has cost",
+        ["method", "cells", "trials", "rounds of the network", "gradients"],
+        ["method", "cells", "trials", "rounds", "gradients"],
+        [
+            [label, cells[label], cost.trials, cost.rounds, cost.gradients]
+            for label, cost in found.items()
+        ],
+        [
+            "Every method has the same step sizes and seeds to choose from, but not the same cost: "
+            "a trial of k active nodes takes k gradients a round, one that reaches its target ends "
+            "there, and a search for k has a trial for every k. Those that share the network count "
+            "its rounds once."
+        ],
     )
