@@ -230,6 +230,9 @@ def test_the_seconds_of_all_processes_are_counted(
 # Whatever a file holds, the runs end as if it had not been there
 
 
+THIN = 4
+"""Each of so many changes of a value is tried: 1 tries all, in a minute on an idle core."""
+
 CHANGED = ("momentum", "a target", "models at their nodes")
 
 
@@ -300,8 +303,8 @@ def test_what_these_runs_would_not_have_kept_is_not_gone_on_from(
     assert fleet._restored(Checkpoint(tmp_path, specs)) is not None
     tried, files = 0, list[bytes]()
     for place in leaves(real):
-        changes = list(others(at(real, place)))
-        for change in (*changes, KeyError):
+        some = list(others(at(real, place)))[tried % THIN :: THIN]
+        for change in (*some, KeyError):
             kept = copy.deepcopy(real)
             if not place:
                 kept = change
@@ -317,7 +320,7 @@ def test_what_these_runs_would_not_have_kept_is_not_gone_on_from(
             restored = fleet._restored(Checkpoint(tmp_path, specs, note=said.append))
             assert restored is None, (place, change)
             assert len(said) == tried, (place, change)
-    assert tried > 200
+    assert tried > 100
     assert all("; its runs start over" in text for text in said)
     expected, final, _ = advance(specs, compiled)
     for file in files[:: len(files) // 5]:

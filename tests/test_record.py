@@ -490,7 +490,10 @@ def test_what_is_wrong_with_a_pack_is_named(make_record, tmp_path):
         (gzip.compress(b"".join([*lines, lines[0]])), "two records of one id"),
         (gzip.compress(b"".join([b"[]\n", *lines])), "has a line that is no record"),
         (gzip.compress(b"".join(lines))[:-9], "cannot be read to its end"),
-        (gzip.compress(b"".join(lines).replace(b"0.0", b"0.5")), "was changed after"),
+        (
+            gzip.compress(b"".join(lines).replace(b'"seconds":1.0', b'"seconds":2.0')),
+            "was changed after",
+        ),
     ):
         (store.runs / PACK_FILE).write_bytes(content)
         reading = Store(tmp_path)

@@ -109,3 +109,11 @@ def test_the_rounds_after_the_last_target_are_not_run(compiled):
 def test_a_target_of_a_metric_that_the_problem_has_not_is_refused():
     with pytest.raises(ValidationError, match="did you mean 'gradient_norm2'"):
         spec(stop=STOP | {"metric": "gradient_norm"})
+
+
+def test_a_fleet_is_given_by_any_iterable_and_equal_runs_are_one() -> None:
+    specs = [spec(seed=seed, rounds=8) for seed in (0, 1, 0)]
+    records = run_fleet((s for s in specs), "cpu", compile="off")
+    assert [r.id for r in records] == [s.id for s in specs]
+    assert records[0] is records[2]
+    assert run_fleet(iter(()), "cpu") == []
