@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import pkgutil
 import traceback
 from collections.abc import Callable, Iterator
@@ -166,7 +167,15 @@ class Registry(Generic[C]):
             raise ValueError(f"expected a {self.kind} name, or a table with a name, got {choice!r}")
         options = {key: value for key, value in choice.items() if key != "name"}
         entry = self[choice["name"]]
-        return {"name": entry.name, **entry.options.model_validate(options).model_dump()}
+        chosen = entry.options.model_validate(options).model_dump()
+        try:
+            json.dumps(chosen)  # a record has them
+        except (TypeError, ValueError) as error:
+            raise ComponentError(
+                f"{self.kind} '{entry.name}': its options are to be texts, numbers, truth values, "
+                f"or lists and tables of them ({error}): give them such types and defaults"
+            ) from error
+        return {"name": entry.name, **chosen}
 
     def build(self, choice: Choice, *args: Any) -> Any:
         """Call the chosen component with args and its options; the choice must be resolved.
@@ -189,9 +198,10 @@ class Registry(Generic[C]):
         except Exception as error:
             if own or (isinstance(error, OSError) and error.errno in FULL):
                 raise
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{Path(frame.filename).name}, line {frame.lineno}"
-            raise ComponentError(f"{what}: {place}: {type(error).__name__}: {error}") from error
+            *_, frame = traceback.extract_tb(error.__traceback__)
+            inside = frame.filename != __file__  # or it cannot be called so
+            place = f"{Path(frame.filename).name}, line {frame.lineno}: " if inside else ""
+            raise ComponentError(f"{what}: {place}{type(error).__name__}: {error}") from error
         if self._gives:
             package, name = self._gives
             expected = getattr(importlib.import_module(package), name)
@@ -237,6 +247,8 @@ def _options_of(component: Callable[..., Any]) -> type[StrictModel]:
                 f"option 'name' of {component.__name__}: that key of a table is the component's "
                 "own name; call the option something else"
             )
+        if p.name.startswith("_"):
+            raise UserError(f"option '{p.name}' of {component.__name__} is private: drop the '_'")
         if p.name not in hints:
             raise UserError(
                 f"option '{p.name}' of {component.__name__} has no type, by which its values are "

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from teleport_bench import RunSpec, Suite, UserError, load_plugin, registry
+from teleport_bench import RunSpec, Suite, UserError, load_plugin, registry, topology
 from teleport_bench.data.partition import check_split, deal
 from teleport_bench.network import Network
 from teleport_bench.suite import MAX_RUNS, MOST_ITEMS, suite_name
@@ -230,6 +230,37 @@ def test_no_option_is_called_as_the_component_is() -> None:
 
     with pytest.raises(UserError, match="option 'name' of mine"):
         registry.TOPOLOGIES.register("mine")(mine)
+
+
+def raw(n_nodes: int, *, values: Any = frozenset({1})) -> None: ...
+
+
+def text(n_nodes: int, *, values: bytes = b"\xff") -> None: ...
+
+
+def hidden(n_nodes: int, *, _values: int = 1) -> None: ...
+
+
+def more(n_nodes: int, k: int) -> None: ...
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize(
+    ("component", "words"),
+    [
+        (raw, "topology 'mine': its options are to be texts, numbers"),
+        (text, "topology 'mine': its options are to be texts, numbers"),
+        (hidden, "option '_values' of hidden is private"),
+        (more, r"topology 'mine': TypeError: more\(\) missing 1 required positional argument"),
+    ],
+)
+def test_a_component_that_cannot_be_chosen_is_refused(component: Any, words: str) -> None:
+    def chosen() -> None:
+        registry.TOPOLOGIES.register("mine")(component)
+        topology("mine", 4)
+
+    with pytest.raises(UserError, match=words):
+        chosen()
 
 
 GIVEN = {
