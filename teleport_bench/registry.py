@@ -123,12 +123,13 @@ class Registry(Generic[C]):
     def register(self, name: str) -> Callable[[C], C]:
         """Decorator: register a function or class under a name."""
 
-        if not (isinstance(name, str) and name.strip() and name.isprintable() and len(name) <= 64):
-            raise UserError(
-                f"a {self.kind} is registered under a name of 1 to 64 characters, got {name!r:.80}"
-            )
-
         def decorate(component: C) -> C:
+            text = name if isinstance(name, str) else ""
+            if not text.strip() or not text.isprintable() or len(text) > 64:
+                raise UserError(
+                    f"each {self.kind} is registered under a name of 1 to 64 characters, got "
+                    f"{name!r:.80}"
+                )
             if name in self._entries:
                 first = self._entries[name].component.__module__
                 raise UserError(

@@ -213,7 +213,7 @@ def test_a_plugin_that_is_a_pipe_or_too_long_is_refused_unread(tmp_path: Path) -
 @pytest.mark.parametrize("name", ["", " ", "a\nb", "x" * 65, None, 3])
 def test_a_component_needs_a_name_that_can_be_written(name: Any) -> None:
     with pytest.raises(UserError, match="under a name of 1 to 64 characters"):
-        registry.TOPOLOGIES.register(name)
+        registry.TOPOLOGIES.register(name)(raw)
 
 
 @pytest.fixture
