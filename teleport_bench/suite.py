@@ -52,7 +52,9 @@ Scale = Literal["full", "small"]
 
 def _each_once(values: list[Any]) -> list[Any]:
     if len({canonical(value) for value in values}) < len(values):
-        raise UserError("expected each value once, as runs that are the same would count twice")
+        raise UserError(
+            f"expected each value once: two grid points of {brief(values)} are the same run; remove one"
+        )
     return values
 
 
