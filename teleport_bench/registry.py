@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import pkgutil
 import traceback
 from collections.abc import Callable, Iterator
@@ -168,12 +169,13 @@ class Registry(Generic[C]):
     def register(self, name: str) -> Callable[[C], C]:
         """Decorator: register a function or class under a name."""
 
-        if not (isinstance(name, str) and name.strip() and name.isprintable() and len(name) <= 64):
-            raise UserError(
-                f"a {self.kind} is registered under a name of 1 to 64 characters, got {name!r:.80}"
-            )
-
         def decorate(component: C) -> C:
+            text = name if isinstance(name, str) else ""
+            if not text.strip() or not text.isprintable() or len(text) > 64:
+                raise UserError(
+                    f"each {self.kind} is registered under a name of 1 to 64 characters, got "
+                    f"{name!r:.80}"
+                )
             if name in self._entries:
                 first = self._entries[name].component.__module__
                 raise UserError(
@@ -212,7 +214,15 @@ class Registry(Generic[C]):
             raise ValueError(f"expected a {self.kind} name, or a table with a name, got {choice!r}")
         options = {key: value for key, value in choice.items() if key != "name"}
         entry = self[choice["name"]]
-        return {"name": entry.name, **entry.options.model_validate(options).model_dump()}
+        chosen = entry.options.model_validate(options).model_dump()
+        try:
+            json.dumps(chosen)  # a record has them
+        except (TypeError, ValueError) as error:
+            raise ComponentError(
+                f"{self.kind} '{entry.name}': its options are to be texts, numbers, truth values, "
+                f"or lists and tables of them ({error}): give them such types and defaults"
+            ) from error
+        return {"name": entry.name, **chosen}
 
     def build(self, choice: Choice, *args: Any) -> Any:
         """Call the chosen component with args and its options; the choice must be resolved.
@@ -235,9 +245,10 @@ class Registry(Generic[C]):
         except Exception as error:
             if own or (isinstance(error, OSError) and error.errno in FULL):
                 raise
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{Path(frame.filename).name}, line {frame.lineno}"
-            raise ComponentError(f"{what}: {place}: {type(error).__name__}: {error}") from error
+            *_, frame = traceback.extract_tb(error.__traceback__)
+            inside = frame.filename != __file__  # or it cannot be called so
+            place = f"{Path(frame.filename).name}, line {frame.lineno}: " if inside else ""
+            raise ComponentError(f"{what}: {place}{type(error).__name__}: {error}") from error
         if self._gives:
             package, name = self._gives
             expected = getattr(importlib.import_module(package), name)
@@ -283,6 +294,8 @@ def _options_of(component: Callable[..., Any]) -> type[StrictModel]:
                 f"option 'name' of {component.__name__}: that key of a table is the component's "
                 "own name; call the option something else"
             )
+        if p.name.startswith("_"):
+            raise UserError(f"option '{p.name}' of {component.__name__} is private: drop the '_'")
         if p.name not in hints:
             raise UserError(
                 f"option '{p.name}' of {component.__name__} has no type, by which its values are "

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from teleport_bench import RunSpec, Suite, UserError, load_plugin, registry
+from teleport_bench import RunSpec, Suite, UserError, load_plugin, registry, topology
 from teleport_bench.data.partition import check_split, deal
 from teleport_bench.network import Network
 from teleport_bench.suite import MAX_RUNS, MOST_ITEMS, suite_name
@@ -59,12 +59,12 @@ SUITES: dict[str, tuple[str, str]] = {
         f"more than {MAX_RUNS} runs",
     ),
     "a value of a list twice": (
-        SHORT + METHOD + "[grid]\nseed = [0, 1, 0]\n",
+        SHORT + METHOD + "[grid]\nseed = " + str([0, *range(200)]),
         "line 5: grid.seed: expected each value once",
     ),
     "a table of a list twice": (
         SHORT + METHOD + '[grid]\n"*" = [{ nodes = 3, seed = 1 }, { seed = 1, nodes = 3 }]\n',
-        "line 5: grid.*: expected each value once",
+        "two methods or grid points are the same run",
     ),
     "methods": (
         SHORT + '[[method]]\nalgorithm = "dsgd"\n' * (MOST_ITEMS + 1),
@@ -213,7 +213,7 @@ def test_a_plugin_that_is_a_pipe_or_too_long_is_refused_unread(tmp_path: Path) -
 @pytest.mark.parametrize("name", ["", " ", "a\nb", "x" * 65, None, 3])
 def test_a_component_needs_a_name_that_can_be_written(name: Any) -> None:
     with pytest.raises(UserError, match="under a name of 1 to 64 characters"):
-        registry.TOPOLOGIES.register(name)
+        registry.TOPOLOGIES.register(name)(raw)
 
 
 @pytest.fixture
@@ -230,6 +230,37 @@ def test_no_option_is_called_as_the_component_is() -> None:
 
     with pytest.raises(UserError, match="option 'name' of mine"):
         registry.TOPOLOGIES.register("mine")(mine)
+
+
+def raw(n_nodes: int, *, values: Any = frozenset({1})) -> None: ...
+
+
+def text(n_nodes: int, *, values: bytes = b"\xff") -> None: ...
+
+
+def hidden(n_nodes: int, *, _values: int = 1) -> None: ...
+
+
+def more(n_nodes: int, k: int) -> None: ...
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize(
+    ("component", "words"),
+    [
+        (raw, "topology 'mine': its options are to be texts, numbers"),
+        (text, "topology 'mine': its options are to be texts, numbers"),
+        (hidden, "option '_values' of hidden is private"),
+        (more, r"topology 'mine': TypeError: more\(\) missing 1 required positional argument"),
+    ],
+)
+def test_a_component_that_cannot_be_chosen_is_refused(component: Any, words: str) -> None:
+    def chosen() -> None:
+        registry.TOPOLOGIES.register("mine")(component)
+        topology("mine", 4)
+
+    with pytest.raises(UserError, match=words):
+        chosen()
 
 
 GIVEN = {
@@ -360,7 +391,7 @@ def test_conditions_targets_and_networks_take_any_number_or_refuse_it_in_words()
         ),
         ({"algorithm": {"name": "local_sgd", "local_steps": 10**9}}, "less than or equal to 10000"),
         ({"algorithm": {"name": "epidemic", "period": 10**9}}, "less than or equal to 65536"),
-        ({"topology": {"name": "equi_dyn", "period": 10**9}}, "less than or equal to 65536"),
+        ({"topology": {"name": "equi_dyn", "period": 10**6}}, "expected at most 65,536 rounds"),
     ],
 )
 def test_what_one_number_may_ask_for_is_bounded(settings: dict[str, Any], words: str) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 
+from teleport_bench.errors import UserError
 from teleport_bench.registry import TOPOLOGIES
-from teleport_bench.topologies.schedule import Period, Topology, check_size, static
+from teleport_bench.topologies.schedule import MOST_PERIOD, Topology, check_size, static
 from teleport_kernels import Mixing
 
 
@@ -45,7 +46,7 @@ def equi_static(
 
 
 @TOPOLOGIES.register("equi_dyn")
-def equi_dyn(n_nodes: int, *, period: Period = 64, seed: NonNegativeInt = 0) -> Topology:
+def equi_dyn(n_nodes: int, *, period: PositiveInt = 64, seed: NonNegativeInt = 0) -> Topology:
     """One random peer a round, undirected; `period` matchings are drawn and then come again.
 
     In a round W = I - w L, L the Laplacian of a matching: W is symmetric and doubly stochastic for
@@ -60,6 +61,8 @@ def equi_dyn(n_nodes: int, *, period: Period = 64, seed: NonNegativeInt = 0) -> 
     if n_nodes == 1:
         return static(Mixing.identity(1))
     check_size(n_nodes, 2 * n_nodes * period)
+    if period > MOST_PERIOD:
+        raise UserError(f"period = {period:,}, expected at most {MOST_PERIOD:,} rounds")
     random = np.random.default_rng(seed)
     draws = random.integers([1, 0], n_nodes, size=(period, 2))
     return Topology([_matching(n_nodes, int(a), int(s)) for a, s in draws])

@@ -47,8 +47,10 @@ class Topology:
         return spectral_gap([self.matrix(t) for t in range(self.period)])
 
 
-Period = Annotated[int, Field(gt=0, le=2**16)]
+MOST_PERIOD = 2**16
 """Rounds that are drawn, each with a matrix of its own."""
+
+Period = Annotated[int, Field(gt=0, le=MOST_PERIOD)]
 
 MOST_ENTRIES = 2**27
 """Of a mixing matrix, of 24 bytes each: what is larger is a mistake, and would take all memory."""
