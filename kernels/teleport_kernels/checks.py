@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from teleport_kernels.mixing import Mixing
-from teleport_kernels.tensors import check_dense, check_memory, elements, few
+from teleport_kernels.tensors import check_dense, check_memory, elements, few, has_memory
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -98,7 +98,7 @@ def check_lr(lr: Tensor, k: int, device: torch.device) -> None:
         )
     if lr.dtype.is_complex or lr.dtype == torch.bool:
         raise ValueError(f"lr must be real numbers, got {lr.dtype}")
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and has_memory(lr):
         check_memory("lr", lr)
 
 

@@ -41,8 +41,8 @@ of the pool, which are awake."""
 
 _forked = False
 """Whether this process is a fork, where OpenMP would wait for threads that only its parent has.
-Loops go to the pool, which begins anew, and torch's own operations to one thread, as in its data
-loaders."""
+Loops then go to the pool, which begins anew, and torch's own operations to one thread, as in its
+data loaders."""
 
 
 def _is_a_fork() -> None:

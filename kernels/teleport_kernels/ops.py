@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
 from teleport_kernels import backends, library
 from teleport_kernels.backends import Step
 from teleport_kernels.checks import check_lr, check_rows, check_shapes
 from teleport_kernels.mixing import Mixing
 from teleport_kernels.reference import accumulation_dtype
-from teleport_kernels.tensors import check_dense, check_memory, check_tensor, few, flag, number
+from teleport_kernels.tensors import (
+    check_dense,
+    check_memory,
+    check_tensor,
+    few,
+    flag,
+    has_memory,
+    number,
+)
 
 
 def gossip_mix(
@@ -173,8 +180,8 @@ def _starts(x: Tensor, groups: Tensor) -> Tensor:
             f"groups must have shape ({x.shape[0]},) on {x.device}, "
             f"got {tuple(groups.shape)} on {groups.device}"
         )
-    if groups.is_meta or is_functorch_wrapped_tensor(groups):
-        raise ValueError("groups must have values, got a tensor on meta or a batch of vmap")
+    if groups.is_meta or not has_memory(groups):
+        raise ValueError("groups must have values, got a tensor on meta or one that wraps another")
     check_memory("groups", groups)
     step = groups.long().diff()
     if not len(groups) or groups[0] != 0 or bool(((step != 0) & (step != 1)).any()):

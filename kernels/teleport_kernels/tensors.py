@@ -57,6 +57,12 @@ def check_memory(name: str, tensor: Tensor) -> None:
         )
 
 
+def has_memory(tensor: Tensor) -> bool:
+    """Whether it lies in memory itself, and wraps no other tensor."""
+    plain = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+    return plain and not is_functorch_wrapped_tensor(tensor)
+
+
 def elements(tensor: Tensor) -> int:
     """How many elements lie between its first and its last, both and what is between included."""
     if tensor.is_contiguous():

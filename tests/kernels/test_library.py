@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+import torch.masked
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd import forward_ad
 
 import teleport_kernels as tk
 from teleport_kernels import backends, cpu, library, reference
@@ -88,6 +94,138 @@ def test_gradients_through_vmap_are_those_of_the_loop() -> None:
 
     found = torch.vmap(torch.func.grad(loss))(x)
     torch.testing.assert_close(found, torch.stack([torch.func.grad(loss)(row) for row in x]))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("source", [None, SOURCE])
+def test_forward_mode_mixes_the_tangent(source: Tensor | None) -> None:
+    n = 6 if source is None else 8
+    x, tangent, mixing = normal(n, 5), normal(n, 5).flip(0), graph()
+
+    def mixed(x: Tensor) -> Tensor:
+        return tk.teleport_mix(x, mixing, source=source)
+
+    value, derivative = torch.func.jvp(mixed, (x,), (tangent,))
+    assert torch.equal(value, mixed(x))
+    assert torch.equal(derivative, mixed(tangent))
+    with forward_ad.dual_level():
+        dual = mixed(forward_ad.make_dual(x, tangent))
+        assert torch.equal(forward_ad.unpack_dual(dual).tangent, mixed(tangent))
+    torch.testing.assert_close(torch.func.jacfwd(mixed)(x), torch.func.jacrev(mixed)(x))
+    batch = torch.stack([tangent, x])
+    found = torch.vmap(lambda t: torch.func.jvp(mixed, (x,), (t,))[1])(batch)
+    assert torch.equal(found, torch.stack([mixed(t) for t in batch]))
+    check = {"check_forward_ad": True, "check_batched_forward_grad": False}
+    assert torch.autograd.gradcheck(mixed, x.requires_grad_(), **check)
+
+
+def transformed(transform: str, op: Callable[[Tensor], Any]) -> Any:
+    x = normal(6, 5)
+    if transform == "vmap":
+        return torch.vmap(op)(torch.stack([x, x]))
+    if transform == "jvp":
+        return torch.func.jvp(op, (x,), (x,))
+    if transform == "grad":
+        return torch.func.grad(lambda x: torch.as_tensor(op(x)).sum())(x)
+    if transform == "vmap of grad":
+        return torch.vmap(torch.func.grad(lambda x: op(x).sum()))(torch.stack([x, x]))
+    with forward_ad.dual_level():
+        return op(forward_ad.make_dual(x, x.clone()))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("transform", ["vmap", "jvp", "grad", "vmap of grad", "dual"])
+@pytest.mark.parametrize("argument", ["x", "grad", "lr", "momentum", "into", "consensus"])
+def test_a_transform_of_what_has_none_says_what_to_do(transform: str, argument: str) -> None:
+    if argument == "consensus" and transform == "vmap":
+        return
+    x, mixing = normal(6, 5), graph()
+
+    def op(given: Tensor) -> Tensor:
+        if argument == "into":
+            return tk.gossip_mix(given, mixing, out=torch.empty_like(x))
+        if argument == "consensus":
+            return tk.consensus(given)[1]
+        rows = {"x": x, "grad": x.clone(), "lr": 0.1}
+        rows |= {argument: given[:, 0]} if argument == "lr" else {argument: given}
+        return tk.sgd_mix(mixing=mixing, **rows)
+
+    with pytest.raises(ValueError, match=r"has no (vmap|derivative): (give|take|leave)"):
+        transformed(transform, op)
+
+
+def test_a_derivative_of_consensus_says_what_to_do_when_it_is_asked_for() -> None:
+    x = normal(6, 5).requires_grad_()
+    _, distance = tk.consensus(x)
+    with pytest.raises(ValueError, match="consensus has no derivative: take that of"):
+        distance.backward()
+
+
+@pytest.mark.parametrize("groups", [None, torch.tensor([0, 0, 0, 1, 1, 2])])
+def test_vmap_of_consensus_is_the_loop(groups: Tensor | None) -> None:
+    x = normal(4, 6, 5)
+    expected = [tk.consensus(row, groups) for row in x]
+    for in_dim in (0, 1):
+        found = torch.vmap(lambda x: tk.consensus(x, groups), in_dims=in_dim)(x.movedim(0, in_dim))
+        for part, parts in zip(found, zip(*expected, strict=True), strict=True):
+            assert torch.equal(part, torch.stack(parts))
+
+
+def test_on_meta_there_are_shapes_alone() -> None:
+    x, mixing = torch.empty(6, 5, device="meta"), graph().to("meta")
+    source = torch.empty(6, dtype=torch.int64, device="meta")
+    results = [
+        tk.gossip_mix(x, mixing),
+        tk.teleport_mix(torch.empty(9, 5, device="meta"), mixing, source=source),
+        tk.sgd_mix(x, x.clone(), mixing, lr=0.1, momentum=x.clone(), beta=0.9),
+    ]
+    assert {(r.device.type, r.shape) for r in results} == {("meta", (6, 5))}
+    mean, distance = tk.consensus(x)
+    assert (mean.shape, distance.shape) == ((5,), ())
+
+
+def test_a_fake_tensor_is_mixed_as_one_or_refused() -> None:
+    x, mixing = normal(6, 5), graph()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert isinstance(tk.gossip_mix(x, mixing), FakeTensor)
+        assert isinstance(tk.sgd_mix(x, x.clone(), mixing, lr=0.1), FakeTensor)
+    with pytest.raises(ValueError, match="the ops do not know FakeTensor: give plain tensors"):
+        tk.gossip_mix(FakeTensorMode().from_tensor(x), mixing)
+    with FakeTensorMode(), pytest.raises(ValueError, match="the ops do not know this mode"):
+        tk.gossip_mix(x, mixing)
+    with FakeTensorMode(), pytest.raises(ValueError, match="W must be a plain tensor"):
+        tk.Mixing.from_dense(torch.eye(3))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors:UserWarning")
+@pytest.mark.filterwarnings("ignore:.* is not implemented in __torch_dispatch__:UserWarning")
+def test_tensors_that_know_no_other_ops_are_refused() -> None:
+    x = torch.masked.masked_tensor(normal(6, 5), normal(6, 5) > 0)
+    plain, mixing = normal(6, 5), graph()
+    for call in (
+        lambda: tk.gossip_mix(x, mixing),
+        lambda: tk.gossip_mix(plain, mixing, out=x),
+        lambda: tk.sgd_mix(x, plain, mixing, lr=0.1),
+        lambda: tk.consensus(x),
+    ):
+        with pytest.raises(ValueError, match="the ops do not know MaskedTensor: give plain"):
+            call()
+
+
+def test_the_registered_ops_look_at_what_they_are_given_themselves() -> None:
+    ops, x, parts = torch.ops.teleport_kernels, normal(6, 5), graph().tensors()
+    none = (None, None, None, 0.0, False, 0.0)
+    for call in (
+        lambda: ops.teleport_mix(x, [part.int() for part in parts], None, True, None),
+        lambda: ops.teleport_mix(x, parts[:3], None, True, None),
+        lambda: ops.teleport_mix(x[:3], parts, None, True, None),
+        lambda: ops.mix_into(x, parts, x[:3].clone(), None, None, True, None, *none),
+        lambda: ops.mix_into(x, parts, x.clone(), None, None, True, None, x.clone(), *none[1:]),
+        lambda: ops.consensus(x, torch.tensor([0, 9]), None),
+        lambda: ops.consensus(x, torch.tensor([0.0, 6.0]), None),
+    ):
+        with pytest.raises(ValueError, match=r"must|needs"):
+            call()
 
 
 def everything(x: Tensor, g: Tensor, m: Tensor, out: Tensor, mixing: tk.Mixing) -> list[Tensor]:

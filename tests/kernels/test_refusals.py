@@ -1,5 +1,8 @@
 """What the ops refuse, and what they say."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +18,14 @@ def index(*values):
     return torch.tensor(values, dtype=torch.int64)
 
 
+def resized(tensor):
+    tensor = tensor.clone()
+    tensor.untyped_storage().resize_(8)
+    return tensor
+
+
 ROOM = torch.zeros(100)
+WORDS = torch.zeros(3, 4, dtype=torch.int64)
 BAD = {
     "x must be (rows, n_params), got shape (3,)": lambda: tk.gossip_mix(torch.ones(3), M),
     "x must be one of float32, bfloat16, float16, float64, got torch.int64": lambda: tk.gossip_mix(
@@ -110,6 +120,43 @@ BAD = {
     "in ascending order with none left out": lambda: tk.consensus(X, index(0, 0, 2)),
     "groups must be ids 0..g-1": lambda: tk.consensus(X, index(1, 1, 2)),
     "groups must be ids": lambda: tk.consensus(torch.ones(0, 4), index()),
+    # differences of uint8 wrap: 255, 0 would ascend by one
+    "in ascending order with none left out, got [0, 1, 2": lambda: tk.consensus(
+        torch.ones(257, 1), torch.arange(257).to(torch.uint8)
+    ),
+    "groups must be whole numbers, got torch.bool": lambda: tk.consensus(X, index(0, 0, 1).bool()),
+    "groups must be a tensor, got list": lambda: tk.consensus(X, [0, 0, 1]),
+    "lr, unless it is a tensor, must be a number, got '0.1'": lambda: tk.sgd_mix(X, G, M, lr="0.1"),
+    "must be a number, got [0.1, 0.1, 0.1]": lambda: tk.sgd_mix(X, G, M, lr=[0.1] * 3),
+    "must be a number that torch.float32 holds, got 1e+300": lambda: tk.sgd_mix(X, G, M, lr=1e300),
+    "must be a number that torch.float32 holds, got 10000": lambda: tk.sgd_mix(X, G, M, lr=10**400),
+    "lr must be real numbers, got torch.complex64": lambda: tk.sgd_mix(
+        X, G, M, lr=torch.ones(3, dtype=torch.complex64)
+    ),
+    "lr must be dense": lambda: tk.sgd_mix(X, G, M, lr=torch.ones(3).to_sparse()),
+    "beta must be a number, got '0.9'": lambda: tk.sgd_mix(X, G, M, lr=0.1, momentum=B, beta="0.9"),
+    "weight_decay must be a number, got None": lambda: tk.sgd_mix(
+        X, G, M, lr=0.1, weight_decay=None
+    ),
+    "nesterov must be True or False, got 'yes'": lambda: tk.sgd_mix(
+        X, G, M, lr=0.1, momentum=B, nesterov="yes"
+    ),
+    'unknown backend "3" in the argument': lambda: tk.gossip_mix(X, M, backend=3),
+    "give x.resolve_neg()": lambda: tk.gossip_mix(torch._neg_view(X), M),
+    "give out.resolve_neg()": lambda: tk.gossip_mix(X, M, out=torch._neg_view(torch.ones(3, 4))),
+    "x needs 48 bytes of its storage, which has 8": lambda: tk.gossip_mix(resized(X), M),
+    "source needs 24 bytes of its storage": lambda: tk.teleport_mix(
+        X, M, source=resized(index(0, 1, 2))
+    ),
+    "lr needs 12 bytes of its storage": lambda: tk.sgd_mix(X, G, M, lr=resized(torch.ones(3))),
+    "out shares memory with source": lambda: tk.teleport_mix(
+        X.double(), M, source=WORDS[0, :3], out=WORDS.view(torch.float64)
+    ),
+    "momentum shares memory with lr": lambda: tk.sgd_mix(
+        X[:, :1], G[:, :1], M, lr=ROOM[:3], momentum=ROOM[1:4].unsqueeze(1)
+    ),
+    "source must be dense": lambda: tk.teleport_mix(X, M, source=index(0, 1, 2).to_sparse()),
+    "mixing must be a Mixing, got Tensor": lambda: tk.gossip_mix(X, X),
 }
 
 
@@ -118,6 +165,35 @@ def test_an_argument_that_does_not_fit_is_refused_and_named(message):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is compared below
         BAD[message]()
     assert message in str(error.value)
+
+
+NUMBERS = [np.float32(0.25), np.float64(0.25), Fraction(1, 4), torch.tensor(0.25).double()]
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda n: type(n).__name__)
+def test_a_number_of_any_library_is_a_number(number):
+    expected = tk.sgd_mix(X, G, M, lr=0.25, momentum=B.clone(), beta=0.25, weight_decay=0.25)
+    beta = float(number)
+    if not isinstance(number, torch.Tensor):
+        beta = number
+    found = tk.sgd_mix(X, G, M, lr=number, momentum=B.clone(), beta=beta, weight_decay=beta)
+    assert torch.equal(found, expected)
+    assert torch.equal(
+        tk.sgd_mix(X, G, M, lr=np.int32(1), momentum=B.clone(), nesterov=np.bool_(True)),
+        tk.sgd_mix(X, G, M, lr=1, momentum=B.clone(), nesterov=True),
+    )
+
+
+def test_indices_may_lie_apart():
+    apart, x = index(4, 9, 0, 9, 2)[::2], torch.randn(5, 4)
+    expected = torch.zeros(5, 4)
+    expected[[4, 0, 2]] = x[[4, 0, 2]]
+    for backend in ("cpu", "reference"):
+        out = torch.zeros(5, 4)
+        tk.teleport_mix(x, M, source=apart, target=apart, out=out, backend=backend)
+        assert torch.equal(out, expected)
+        one = tk.teleport_mix(x, M, source=torch.tensor(3).expand(3), backend=backend)
+        assert torch.equal(one, x[[3, 3, 3]])
 
 
 def test_a_refused_step_leaves_momentum_and_out_as_they_were():
