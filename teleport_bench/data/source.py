@@ -285,8 +285,8 @@ def _split(
                 f"{where} has no column '{column}'{nearest(column, columns)}; say which with the "
                 f"option '{option}'"
             )
-    kind = (rows.features or {}).get(source.image)
-    if kind and not _may_hold_images(kind):
+    kind = rows.features[source.image] if rows.features else "texts or numbers"
+    if not _may_hold_images(kind):
         raise ValueError(
             f"{name}: the column '{source.image}' holds {kind}, expected images; say which does "
             "with the option 'image'"
