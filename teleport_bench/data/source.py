@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import hashlib
 import io
 import json
@@ -279,6 +280,7 @@ def _split(
     if columns is None:
         with contextlib.closing(rows.iter(batch_size=1)) as ahead:
             columns = list(next(ahead, {}))
+        gc.collect()  # readers of text leave their file open, of which Python warns
     for option, column in (("image", source.image), ("label", source.label)):
         if column not in columns:
             raise UserError(
