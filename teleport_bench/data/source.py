@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import hashlib
 import io
 import json
@@ -279,14 +280,15 @@ def _split(
     if columns is None:
         with contextlib.closing(rows.iter(batch_size=1)) as ahead:
             columns = list(next(ahead, {}))
+        gc.collect()  # readers of text leave their file open, of which Python warns
     for option, column in (("image", source.image), ("label", source.label)):
         if column not in columns:
             raise UserError(
                 f"{where} has no column '{column}'{nearest(column, columns)}; say which with the "
                 f"option '{option}'"
             )
-    kind = (rows.features or {}).get(source.image)
-    if kind and not _may_hold_images(kind):
+    kind = rows.features[source.image] if rows.features else "texts or numbers"
+    if not _may_hold_images(kind):
         raise ValueError(
             f"{name}: the column '{source.image}' holds {kind}, expected images; say which does "
             "with the option 'image'"
