@@ -86,8 +86,8 @@ def unfailing() -> Iterator[Stream]:
         try:
             yield out
         finally:
-            out.release()
             err.release()
+            out.release()  # the first one that was changed, should both be the same
             sys.stdout, sys.stderr = before
 
 

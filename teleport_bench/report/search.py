@@ -203,8 +203,10 @@ def draw(suite: Suite, found: Sequence[Found]) -> dict[str, bytes]:
         for ax, ((nodes, own), searches) in zip(grid, panels.items(), strict=False):
             for f in searches:
                 if f.method not in looks:
-                    own = Style(BLUE, "o", DASHES.get(f.setting["topology"]["name"], ""))
-                    looks[f.method] = next(s for s in alternatives(own) if s not in looks.values())
+                    first = Style(BLUE, "o", DASHES.get(f.setting["topology"]["name"], ""))
+                    looks[f.method] = next(
+                        s for s in alternatives(first) if s not in looks.values()
+                    )
                 look = looks[f.method]
                 for scores, face, colour in (
                     (f.scores, BLUE, BLUE),

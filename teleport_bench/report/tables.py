@@ -147,7 +147,7 @@ _MARKUP = re.compile(
     re.VERBOSE,
 )
 _MARKUP_IN_BOLD = re.compile(_MARKUP.pattern + r"| \*", re.VERBOSE)
-_BLOCK = re.compile(r"^(\d*)(?=[-+*](\s|$)|(?<=\d)[.)](\s|$)|[-=]+\s*$|#{1,6}(\s|$)|>|~~~)")
+_BLOCK = re.compile(r"^(\d*)(?=[-+*](\s|$)|(?<=\d)[.)](\s|$)|[-=]+\s*$|#{1,6}(\s|$)|>)")
 
 
 def markdown(text: str, *, bold: bool = False) -> str:
