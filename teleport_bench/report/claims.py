@@ -422,7 +422,7 @@ def case_table(v: Verdict) -> Table:
         )
     return Table(
         f"claim-{claim.name}",
-        f"{claim.text} ({v.verdict})",
+        f"{claim.text} ({METRICS[claim.metric].label}: {v.verdict})",
         [*heads, "seeds", *took, "advantage", "better / equal / worse", "p", *sure, "the claim"],
         ["better", "than", *keys, "seeds", *names, "advantage", "counts", "p", *more, "state"],
         rows,
@@ -502,7 +502,7 @@ def network_table(v: Verdict) -> Table | None:
     name = setting(across).short
     return Table(
         f"claim-{v.claim.name}-networks",
-        f"Where it holds: {v.claim.text}",
+        f"Where it holds, {METRICS[v.claim.metric].label}: {v.claim.text}",
         [*heads, *(f"{name} = {show(at)}" for at in columns)],
         ["better", "than", *keys, *(f"{name}_{show(at)}" for at in columns)],
         [
