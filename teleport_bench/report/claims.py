@@ -38,6 +38,8 @@ SURE = 1 - RUNNER_UP
 """Share of the resamples of the tuning seeds that agree, from which on a choice is sure."""
 
 State = Literal["contradicted", "undecided", "not tested", "holds"]
+Key = tuple[tuple[str, Scalar | None], ...]
+"""The settings of a case."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,12 @@ class Verdict:
     tuning_seeds: int = 0
     """0 where nothing was tuned."""
     runners_up: bool = False
+
+    @property
+    def fragile(self) -> bool:
+        """Whether other tuning seeds might have led to other settings than those it rests on."""
+        sure = [case.sure for case in self.cases if case.sure is not None]
+        return not self.runners_up and any(share < SURE for share in sure)
 
     @property
     def tuning(self) -> str:
@@ -178,9 +186,6 @@ def judge(frame: Frame, claim: ClaimSpec) -> Verdict:
                 gave = functools.partial(measure, at=at, value=value)
                 cases += [_case(frame, claim, settings, a, b, gave) for a, b in pairs]
     return Verdict(claim, cases, seeds, bool(tune and tune.runners_up))
-
-
-Key = tuple[tuple[str, Scalar | None], ...]
 
 
 def _sides(frame: Frame, claim: ClaimSpec) -> tuple[dict[Key, dict[str, _Side]], ...]:
@@ -372,7 +377,8 @@ def claims_table(verdicts: Sequence[Verdict]) -> Table:
         numbers = ", ".join(t for t in (_effect(v.claim.measured, worst), seeds) if t)
         cases = f"{v.count('holds')} of {len(v.cases)}"
         row = [v.claim.name, v.claim.text, v.claim.source, v.claim.measured.label]
-        rows.append([*row, v.verdict, cases, f"{worst.name}: {numbers}"])
+        verdict = v.verdict + (", choice of settings not sure" if v.fragile else "")
+        rows.append([*row, verdict, cases, f"{worst.name}: {numbers}"])
     notes = [
         "Supported: it holds in every case, that is, the 95 % interval of the paired advantage "
         "excludes anything less. Not supported: an interval excludes the claim, or leaves it open. "
@@ -422,7 +428,7 @@ def case_table(v: Verdict) -> Table:
         )
     return Table(
         f"claim-{claim.name}",
-        f"{claim.text} ({v.verdict})",
+        f"{claim.text} ({METRICS[claim.metric].label}: {v.verdict})",
         [*heads, "seeds", *took, "advantage", "better / equal / worse", "p", *sure, "the claim"],
         ["better", "than", *keys, "seeds", *names, "advantage", "counts", "p", *more, "state"],
         rows,
@@ -502,7 +508,7 @@ def network_table(v: Verdict) -> Table | None:
     name = setting(across).short
     return Table(
         f"claim-{v.claim.name}-networks",
-        f"Where it holds: {v.claim.text}",
+        f"Where it holds, {METRICS[v.claim.metric].label}: {v.claim.text}",
         [*heads, *(f"{name} = {show(at)}" for at in columns)],
         ["better", "than", *keys, *(f"{name}_{show(at)}" for at in columns)],
         [
@@ -549,6 +555,7 @@ def to_json(frame: Frame, verdicts: Sequence[Verdict]) -> str:
                 ),
                 "verdict": v.verdict,
                 "tuning": v.tuning,
+                "fragile": v.fragile,
                 "reason": v.reason,
                 "worst": v.worst.name,
                 "cases": [

@@ -118,6 +118,10 @@ def counts(frame: Frame) -> str:
     parts = []
     statuses = frame.runs["status"].tolist() if len(frame.runs) else []
     parts.append(("reported", statuses))
+    if frame.others:
+        others = [run for other in frame.others for run in other.reported]
+        also = [frame.records.get(run.spec.id) for run in others]
+        parts.append(("runner-up", [r.status if r else "missing" for r in also]))
     if frame.suite.tuning:
         tuned = [frame.records.get(run.spec.id) for run in frame.suite.tuning]
         parts.append(("tuning", [r.status if r else "missing" for r in tuned]))
@@ -163,7 +167,12 @@ def warnings(frame: Frame) -> list[str]:
 def unfinished(frame: Frame) -> list[str]:
     """Reported and tuning runs that have no result, with the reason."""
     lines = []
-    for kind, runs in (("", frame.reported), ("tuning, ", frame.suite.tuning)):
+    others = [run for other in frame.others for run in other.reported]
+    for kind, runs in (
+        ("", frame.reported),
+        ("runner-up, ", others),
+        ("tuning, ", frame.suite.tuning),
+    ):
         for run in runs:
             record = frame.records.get(run.spec.id)
             if record and record.status == "finished":
