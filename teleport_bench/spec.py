@@ -167,7 +167,8 @@ class RunSpec(StrictModel):
                 raise error_at((key, message))
         for key, build in (("topology", self._graphs), ("problem", self.build_problem)):
             try:
-                build()
+                with plain():
+                    build()
             except UserError as error:
                 raise error_at((key, str(error))) from None
         if self.stop and self.stop.metric not in (known := self.known_metrics()):
@@ -271,7 +272,6 @@ class RunSpec(StrictModel):
             return f"{name} keeps more than parameters, which would change at a node that is away"
         return "the momentum of a node that is away would change" if self.momentum else None
 
-    @plain()
     def _graphs(self) -> Topology:
         return self.build_algorithm().graphs(self.topology, self.n_active, self.seed)
 
