@@ -180,7 +180,8 @@ class RunSpec(StrictModel):
             ("schedule", self.build_schedule),
         ):
             try:
-                build()
+                with plain():
+                    build()
             except UserError as error:
                 raise error_at((key, str(error))) from None
         if too_long := self._too_long():
@@ -314,7 +315,6 @@ class RunSpec(StrictModel):
             return f"{name} keeps more than parameters, which would change at a node that is away"
         return "the momentum of a node that is away would change" if self.momentum else None
 
-    @plain()
     def _graphs(self) -> Topology:
         graphs = self.build_algorithm().graphs(self.topology, self.n_active, self.seed)
         # columns of an algorithm's own graphs may sum to 1 in the mean only, as Epidemic Learning's

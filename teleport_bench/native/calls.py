@@ -6,7 +6,7 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ def checked(
     Whoever passes an address on to C++ gets it from what this gives. rows: rows may lie apart.
     """
     with torch._C.DisableTorchFunction():  # nobody watches, and no subclass interferes
+        if _is_there(value, device) and value.dtype == dtype and value.shape == shape:
+            return value  # which is contiguous
         tensor = dense(name, value, device)
         if tensor.dtype != dtype or tensor.shape != shape:
             kind = f"{dtype} of shape {tuple(shape)}"
@@ -61,6 +63,8 @@ def dense(name: str, value: object, device: torch.device = CPU) -> Tensor:
     """The value as a plain dense tensor on the device, whose memory is there, without its history.
     Else a UserError."""
     with torch._C.DisableTorchFunction():
+        if _is_there(value, device):
+            return value
         tensor = value
         if type(tensor) is not Tensor:
             kind = type(value).__name__
@@ -86,6 +90,23 @@ def dense(name: str, value: object, device: torch.device = CPU) -> Tensor:
                 "give a tensor whose storage is as it was made, outside of torch.func"
             )
         return tensor.detach() if tensor.requires_grad else tensor
+
+
+def _is_there(value: object, device: torch.device) -> TypeGuard[Tensor]:
+    """Whether `dense` has nothing to say or do, of most tensors: these checks are for each round
+    that is not replayed."""
+    try:
+        return (
+            type(value) is Tensor
+            and value.layout == torch.strided
+            and value.device == device
+            and value.is_contiguous()
+            and not (value.requires_grad or value.is_neg() or value.is_conj())
+            and value.untyped_storage().nbytes()
+            >= value.element_size() * (value.storage_offset() + value.numel())
+        )
+    except RuntimeError:
+        return False  # nested, or without memory: `dense` says so
 
 
 def _extent(tensor: Tensor) -> int:
