@@ -26,7 +26,7 @@ from pydantic import AfterValidator, Field
 
 from teleport_bench.errors import UserError
 from teleport_bench.registry import TOPOLOGIES, Choice, StrictModel
-from teleport_bench.topologies import topology
+from teleport_bench.topologies import Topology, topology
 from teleport_bench.topologies.spectrum import Consensus, best_window
 from teleport_kernels import Mixing
 
@@ -177,7 +177,8 @@ def _consensus(choice: str, n: int) -> Consensus | None:
         graph = topology(json.loads(choice), n)
     except UserError:
         return None
-    return consensus_by_fourier(graph.mixings) or graph.consensus()
+    quick = consensus_by_fourier(graph.mixings) if isinstance(graph, Topology) else None
+    return quick or graph.consensus()
 
 
 def consensus_by_fourier(mixings: Iterable[Mixing]) -> Consensus | None:

@@ -1,6 +1,8 @@
 """Communication graphs: schedules of doubly stochastic mixing matrices, one file a family.
 
-A topology is a registered function of the number of nodes that returns a `Topology`.
+A topology is a registered function of the number of nodes that returns a `Topology`, or a
+`RandomTopology` where every round has graphs of its own. An option `seed` that is None is the seed
+of the run: every seed has another graph.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any
 
 from teleport_bench.errors import UserError
 from teleport_bench.registry import TOPOLOGIES, Choice
+from teleport_bench.topologies.drawn import Graphs, RandomTopology
 from teleport_bench.topologies.schedule import (
     Topology,
     check_size,
@@ -21,7 +24,7 @@ from teleport_bench.topologies.schedule import (
 )
 
 
-def topology(name: str | Choice, n_nodes: int, **options: Any) -> Topology:
+def topology(name: str | Choice, n_nodes: int, **options: Any) -> Graphs:
     """The topology of that name on n nodes: `topology("random_regular", 24, degree=4)`.
 
     Raises UserError for an unknown name or n < 1, ValidationError for an option that does not fit,
@@ -39,9 +42,23 @@ def topology(name: str | Choice, n_nodes: int, **options: Any) -> Topology:
 
 
 @functools.lru_cache(maxsize=256)
-def _build(choice: str, n_nodes: int) -> Topology:
-    built: Topology = TOPOLOGIES.build(json.loads(choice), n_nodes)
+def _build(choice: str, n_nodes: int) -> Graphs:
+    built: Graphs = TOPOLOGIES.build(json.loads(choice), n_nodes)
     return built
 
 
-__all__ = ["Topology", "circulant", "metropolis_hastings", "static", "topology"]
+def of_seed(choice: Choice, seed: int) -> Choice:
+    """The topology of a run of that seed: its own where no seed is named."""
+    return choice | {"seed": seed} if "seed" in choice and choice["seed"] is None else choice
+
+
+__all__ = [
+    "Graphs",
+    "RandomTopology",
+    "Topology",
+    "circulant",
+    "metropolis_hastings",
+    "of_seed",
+    "static",
+    "topology",
+]
