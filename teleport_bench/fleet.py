@@ -755,6 +755,7 @@ class _Recorder:
         self.ending = self.over.copy()
         """(runs,): those that have reached it at this look, whose last point is to come."""
         self._found: tuple[int, dict[str, NDArray[np.float64]]] | None = None
+        self._asked: tuple[int, dict[str, NDArray[np.float64]]] | None = None
         self.rows = torch.bincount(fleet.run, minlength=len(specs))
         self.active = np.array([spec.n_active for spec in specs])
         self.starts = torch.from_numpy(np.cumsum([0, *self.active]))
@@ -815,7 +816,9 @@ class _Recorder:
         if self.target is None:
             return
         with self.fleet.phase("metric"):
-            self.ending = self.target.look(t, self._metrics(t, x)[self.target.metric]) & ~self.over
+            asked = self.fleet.spec.build_problem().on_request
+            metrics = self._requested if self.target.metric in asked else self._metrics
+            self.ending = self.target.look(t, metrics(t, x)[self.target.metric]) & ~self.over
 
     def evaluate(
         self, t: int, x: Tensor, on_tick: Callable[[Tick], None], all_runs: bool = True
@@ -851,15 +854,30 @@ class _Recorder:
         if self._found and self._found[0] == t:
             return self._found[1]
         fleet = self.fleet
-        if fleet.compiled:  # between rounds on the pool's threads
-            mean, distance = cpu.consensus(x, self.starts, pool=fleet.threads)
-        else:
-            mean, distance = tk.consensus(x, fleet.run)
+        mean, distance = self._consensus(x)
         found = fleet.problem.evaluate(x, mean, fleet.run, fleet.world)
-        found["consensus"] = distance / self.rows
         values = {name: value.double().cpu().numpy() for name, value in found.items()}
+        values |= self._requested(t, x)
+        values["consensus"] = (distance / self.rows).double().cpu().numpy()
         self._found = t, values
         return values
+
+    def _requested(self, t: int, x: Tensor) -> dict[str, NDArray[np.float64]]:
+        """The target's metric after t rounds, if it is one that is evaluated on request alone."""
+        fleet = self.fleet
+        if not self.target or self.target.metric not in fleet.spec.build_problem().on_request:
+            return {}
+        if not self._asked or self._asked[0] != t:
+            evaluate = getattr(fleet.problem, self.target.metric)
+            value = evaluate(self._consensus(x)[0], fleet.spec.weight_decay)
+            self._asked = t, {self.target.metric: value.double().cpu().numpy()}
+        return self._asked[1]
+
+    def _consensus(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(runs, P) and (runs,): the mean rows, and the sums of squared distances to them."""
+        if self.fleet.compiled:  # between rounds on the pool's threads
+            return cpu.consensus(x, self.starts, pool=self.fleet.threads)
+        return tk.consensus(x, self.fleet.run)
 
     def keep(self) -> dict[str, Any]:
         """What `restore` needs, between blocks."""

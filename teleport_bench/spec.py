@@ -230,7 +230,9 @@ class RunSpec(StrictModel):
 
     def known_metrics(self) -> tuple[str, ...]:
         """The metrics that are evaluated along the run."""
-        return (*self.build_problem().metrics, "consensus")
+        problem = self.build_problem()
+        asked = self.stop and self.stop.metric
+        return (*problem.metrics, *(m for m in problem.on_request if m == asked), "consensus")
 
     def holders(self, block: int) -> NDArray[np.int64]:
         """(BLOCK, k): the node that holds token a in each round of the block."""

@@ -170,6 +170,13 @@ class NativeNetwork:
         """Whether the library has all of the network's layers."""
         return any(layer.shapes for layer in network.layers) and all(map(_has, network.layers))
 
+    def gradients(self, x: Tensor, ids: Tensor, images: ctypes.Structure) -> Tensor:
+        """(rows, P): every row's gradient on the same batch of samples, (batch,) int32."""
+        grad = torch.empty_like(x)
+        rows = Rows(torch.zeros(len(x), dtype=torch.int64))
+        self.gradient(rows, x, grad, ids, images)()
+        return grad
+
     def images(self, images: Tensor, labels: Tensor) -> ctypes.Structure:
         """(N, ...) bytes and (N,) labels, for `gradient` and `score`; they must be kept."""
         assert images.is_contiguous()
