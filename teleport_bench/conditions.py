@@ -20,7 +20,7 @@ from teleport_bench.activation import BLOCK
 from teleport_bench.problems.base import Member
 from teleport_bench.registry import StrictModel, error_at
 from teleport_bench.seeds import generator
-from teleport_bench.topologies import Graphs, RandomTopology, Topology
+from teleport_bench.topologies import AnyTopology, RandomTopology, Topology
 from teleport_bench.topologies.drawn import Block, changed, packed
 from teleport_kernels import Mixing
 
@@ -92,7 +92,9 @@ def absence(away: Away, seed: int, n_nodes: int) -> NDArray[np.int32]:
 
 
 @functools.lru_cache(maxsize=64)
-def conditioned(graphs: Graphs, loss: float, away: Away | None, seed: int, n_nodes: int) -> Graphs:
+def conditioned(
+    graphs: AnyTopology, loss: float, away: Away | None, seed: int, n_nodes: int
+) -> AnyTopology:
     """The graphs as a run meets them: what a row does not receive, it keeps of its own.
 
     loss = q: every message W[i, j], j != i, is lost with probability q, independently and in every

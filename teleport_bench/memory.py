@@ -16,7 +16,7 @@ from teleport_bench.activation import BLOCK, block_bytes, drawn_ahead
 from teleport_bench.algorithms import Rate
 from teleport_bench.native import Buffers
 from teleport_bench.spec import RunSpec
-from teleport_bench.topologies import Graphs, Topology
+from teleport_bench.topologies import AnyTopology, Topology
 from teleport_bench.topologies.drawn import entries
 
 CPU = torch.device("cpu")
@@ -55,7 +55,7 @@ def needed(specs: Sequence[RunSpec], device: torch.device = CPU, *, compiled: bo
     return 4 * vectors * problem.n_params + choices + matrices + own
 
 
-def _matrices(topologies: Sequence[Graphs], rounds: int, copies: int) -> int:
+def _matrices(topologies: Sequence[AnyTopology], rounds: int, copies: int) -> int:
     """Of the rounds' graphs: those of a period are kept, those that are drawn lie in blocks, of
     which there are as many as of other choices."""
     rows = sum(graphs.n_nodes for graphs in topologies)

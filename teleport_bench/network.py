@@ -19,7 +19,7 @@ from pydantic import Field, NonNegativeFloat
 
 from teleport_bench.registry import TOPOLOGIES, StrictModel
 from teleport_bench.seeds import BLOCK, generator
-from teleport_bench.topologies import Graphs, RandomTopology, Topology, topology
+from teleport_bench.topologies import AnyTopology, RandomTopology, Topology, topology
 from teleport_bench.topologies.drawn import Block, block_of
 from teleport_kernels import Mixing
 
@@ -34,7 +34,7 @@ MESSAGE_ITEM = 4
 
 
 def messages(
-    topology: Graphs,
+    topology: AnyTopology,
     holders: Ints,
     before: Ints,
     start: int,
@@ -80,7 +80,7 @@ def _entries_of(topology: RandomTopology, number: int) -> Ints:
 
 def sent(
     communication: Communication,
-    topology: Graphs,
+    topology: AnyTopology,
     holders: Ints,
     before: Ints,
     start: int,
@@ -291,7 +291,7 @@ class _Clock:
 
     def __init__(
         self,
-        links: Graphs | None,
+        links: AnyTopology | None,
         network: Network,
         n_nodes: int,
         vectors: int,

@@ -27,7 +27,7 @@ from teleport_bench.registry import (
     error_at,
 )
 from teleport_bench.schedules import Factor
-from teleport_bench.topologies import Graphs, RandomTopology
+from teleport_bench.topologies import AnyTopology, RandomTopology
 
 MOST = 2**31 - 1
 """Of nodes, and of rounds."""
@@ -243,11 +243,11 @@ class RunSpec(StrictModel):
     def build_algorithm(self) -> Algorithm:
         return build_algorithm(self.algorithm)
 
-    def build_topology(self) -> Graphs:
+    def build_topology(self) -> AnyTopology:
         """The matrices that the run mixes with, its conditions included."""
         return conditioned(self._graphs(), self.loss, self._rows_away, self.seed, self.nodes)
 
-    def build_links(self) -> Graphs:
+    def build_links(self) -> AnyTopology:
         """The matrices whose entries are the messages that are sent, whether they arrive or not."""
         return conditioned(self._graphs(), 0.0, self._rows_away, self.seed, self.nodes)
 
@@ -291,7 +291,7 @@ class RunSpec(StrictModel):
             return f"{name} keeps more than parameters, which would change at a node that is away"
         return "the momentum of a node that is away would change" if self.momentum else None
 
-    def _graphs(self) -> Graphs:
+    def _graphs(self) -> AnyTopology:
         return self.build_algorithm().graphs(self.topology, self.n_active, self.seed)
 
     def build_schedule(self) -> Factor:

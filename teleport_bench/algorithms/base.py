@@ -11,7 +11,7 @@ from torch import Tensor
 
 from teleport_bench.network import Communication
 from teleport_bench.registry import Choice
-from teleport_bench.topologies import Graphs, of_seed, topology
+from teleport_bench.topologies import AnyTopology, of_seed, topology
 
 State = dict[str, Tensor]
 """Flat tensors that an algorithm keeps between rounds, by name; "x" holds the parameters."""
@@ -114,7 +114,7 @@ class Algorithm(ABC):
     vectors: ClassVar[int] = 1
     """Parameter vectors in a message of its gossip: the tensors that it mixes in a round."""
 
-    def graphs(self, choice: Choice, n_tokens: int, seed: int) -> Graphs:
+    def graphs(self, choice: Choice, n_tokens: int, seed: int) -> AnyTopology:
         """What it mixes with in a run on that topology, of that seed."""
         return topology(of_seed(choice, seed), n_tokens)
 

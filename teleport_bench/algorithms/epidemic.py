@@ -10,7 +10,7 @@ from teleport_bench.activation import sample_distinct
 from teleport_bench.algorithms.base import Algorithm, Round, State
 from teleport_bench.registry import ALGORITHMS, Choice
 from teleport_bench.seeds import BLOCK, generator
-from teleport_bench.topologies import Graphs, RandomTopology, Topology
+from teleport_bench.topologies import AnyTopology, RandomTopology, Topology
 from teleport_bench.topologies.drawn import Block, packed
 from teleport_bench.topologies.schedule import check_size
 from teleport_kernels import Mixing
@@ -37,7 +37,7 @@ class Epidemic(Algorithm):
     def __init__(self, *, out_degree: PositiveInt = 2, period: PositiveInt | None = None) -> None:
         self.out_degree, self.period = out_degree, period
 
-    def graphs(self, choice: Choice, n_tokens: int, seed: int) -> Graphs:
+    def graphs(self, choice: Choice, n_tokens: int, seed: int) -> AnyTopology:
         out_degree = min(self.out_degree, n_tokens - 1)
         if self.period:
             return _periodic(n_tokens, out_degree, self.period, seed)

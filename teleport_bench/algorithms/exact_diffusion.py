@@ -6,7 +6,7 @@ import torch
 
 from teleport_bench.algorithms.d2 import D2
 from teleport_bench.registry import ALGORITHMS, Choice
-from teleport_bench.topologies import Graphs, RandomTopology, Topology
+from teleport_bench.topologies import AnyTopology, RandomTopology, Topology
 from teleport_bench.topologies.drawn import Block, changed
 from teleport_kernels import Mixing
 
@@ -25,12 +25,12 @@ class ExactDiffusion(D2):
 
     label = "Exact diffusion"
 
-    def graphs(self, choice: Choice, n_tokens: int, seed: int) -> Graphs:
+    def graphs(self, choice: Choice, n_tokens: int, seed: int) -> AnyTopology:
         return _lazy(super().graphs(choice, n_tokens, seed))
 
 
 @functools.lru_cache(maxsize=256)
-def _lazy(topology: Graphs) -> Graphs:
+def _lazy(topology: AnyTopology) -> AnyTopology:
     """(W^(t) + I)/2 in every round."""
     if isinstance(topology, RandomTopology):
         return changed(topology, _lazy_block)

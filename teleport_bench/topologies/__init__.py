@@ -14,7 +14,7 @@ from typing import Any
 
 from teleport_bench.errors import UserError
 from teleport_bench.registry import TOPOLOGIES, Choice
-from teleport_bench.topologies.drawn import Graphs, RandomTopology
+from teleport_bench.topologies.drawn import AnyTopology, RandomTopology
 from teleport_bench.topologies.schedule import (
     Topology,
     check_size,
@@ -24,7 +24,7 @@ from teleport_bench.topologies.schedule import (
 )
 
 
-def topology(name: str | Choice, n_nodes: int, **options: Any) -> Graphs:
+def topology(name: str | Choice, n_nodes: int, **options: Any) -> AnyTopology:
     """The topology of that name on n nodes: `topology("random_regular", 24, degree=4)`.
 
     Raises UserError for an unknown name or n < 1, ValidationError for an option that does not fit,
@@ -42,8 +42,8 @@ def topology(name: str | Choice, n_nodes: int, **options: Any) -> Graphs:
 
 
 @functools.lru_cache(maxsize=256)
-def _build(choice: str, n_nodes: int) -> Graphs:
-    built: Graphs = TOPOLOGIES.build(json.loads(choice), n_nodes)
+def _build(choice: str, n_nodes: int) -> AnyTopology:
+    built: AnyTopology = TOPOLOGIES.build(json.loads(choice), n_nodes)
     return built
 
 
@@ -53,7 +53,7 @@ def of_seed(choice: Choice, seed: int) -> Choice:
 
 
 __all__ = [
-    "Graphs",
+    "AnyTopology",
     "RandomTopology",
     "Topology",
     "circulant",

@@ -140,7 +140,7 @@ class RandomTopology:
         return Consensus(1, p if p > 1e-12 else 0.0)
 
 
-Graphs = Topology | RandomTopology
+AnyTopology = Topology | RandomTopology
 
 
 @functools.lru_cache(maxsize=8)
@@ -153,21 +153,21 @@ def _of_period(graphs: Topology, start: int) -> Block:
     return stacked([graphs.mixing(t) for t in range(start, start + BLOCK)])
 
 
-def block_of(graphs: Graphs, block: int) -> Block:
+def block_of(graphs: AnyTopology, block: int) -> Block:
     """The matrices of a block of rounds, whether they are drawn or come again."""
     if isinstance(graphs, RandomTopology):
         return graphs.draw(block)
     return _of_period(graphs, block * BLOCK % graphs.period)
 
 
-def entries(graphs: Graphs) -> int:
+def entries(graphs: AnyTopology) -> int:
     """Entries of a round at most."""
     if isinstance(graphs, RandomTopology):
         return graphs.most
     return max(W.nnz for W in graphs.mixings)
 
 
-def changed(graphs: Graphs, change: Callable[[Block, int], Block]) -> RandomTopology:
+def changed(graphs: AnyTopology, change: Callable[[Block, int], Block]) -> RandomTopology:
     """The graphs after `change(block, its number)`, whose matrices have all of their diagonal."""
     return RandomTopology(
         graphs.n_nodes,
@@ -179,7 +179,7 @@ def changed(graphs: Graphs, change: Callable[[Block, int], Block]) -> RandomTopo
 class Diagonal:
     """The block-diagonal matrices of all runs of a fleet, where some are drawn."""
 
-    def __init__(self, graphs: Sequence[Graphs]) -> None:
+    def __init__(self, graphs: Sequence[AnyTopology]) -> None:
         self._graphs = graphs
         sizes = [g.n_nodes for g in graphs]
         self._starts = np.cumsum([0, *sizes[:-1]]).tolist()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from teleport_bench.registry import TOPOLOGIES
 from teleport_bench.seeds import BLOCK, generator
-from teleport_bench.topologies.drawn import Block, Graphs, RandomTopology, packed
+from teleport_bench.topologies.drawn import AnyTopology, Block, RandomTopology, packed
 from teleport_bench.topologies.schedule import Topology, check_size, static
 from teleport_kernels import Mixing
 
@@ -53,7 +53,7 @@ def equi_static(
 @TOPOLOGIES.register("equi_dyn")
 def equi_dyn(
     n_nodes: int, *, period: PositiveInt | None = None, seed: NonNegativeInt | None = None
-) -> Graphs:
+) -> AnyTopology:
     """One random peer a round, undirected; with a `period`, so many matchings that come again.
 
     In a round W = I - w L, L the Laplacian of a matching: W is symmetric and doubly stochastic for
