@@ -347,7 +347,7 @@ class Fleet:
                 moved[name].copy_(tensor)
         return moved
 
-    def mixing(self, t: int, i: int | Tensor) -> tk.Mixing:
+    def mixing(self, t: int, i: int | Tensor = 0) -> tk.Mixing:
         """The block-diagonal matrix of all runs in round t, whose place in its block is i."""
         if self.diagonal:
             return self.choices.mixing(i)

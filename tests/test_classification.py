@@ -420,12 +420,12 @@ def test_the_norm_of_the_gradient_is_that_of_the_whole_regularised_objective(
     assert alone == (found[1].item() if compiled else pytest.approx(found[1].item(), rel=1e-5))
 
 
-@pytest.mark.parametrize("model", ["logistic", {"name": "mlp", "hidden": [6]}])
+@pytest.mark.parametrize("model", ["logistic", {"name": "mlp", "hidden": [16]}])
 def test_a_run_stops_where_its_gradient_is_small_enough(model):
     """The metric is there for runs that ask for it, the same alone and in a fleet."""
-    asked = {"metric": "gradient_norm2", "value": 0.15, "window": 2, "every": 2}
+    asked = {"metric": "gradient_norm2", "value": 0.1, "window": 2, "every": 2}
     shared = {
-        **{"algorithm": "dsgd", "nodes": 4, "lr": 0.5, "rounds": 120, "eval_every": 40},
+        **{"algorithm": "dsgd", "nodes": 4, "lr": 0.2, "rounds": 120, "eval_every": 40},
         **{"weight_decay": 0.01, "topology": "ring"},
         "problem": {"name": "classification", "model": model, "data": "digits"},
     }
@@ -433,17 +433,21 @@ def test_a_run_stops_where_its_gradient_is_small_enough(model):
     assert "gradient_norm2" not in silent.known_metrics()
     specs = [RunSpec.model_validate(shared | {"stop": asked, "seed": s}) for s in (0, 1)]
     assert "gradient_norm2" in specs[0].known_metrics()
-    for compiled in [False] + [True] * native.available():
-        together = Fleet(specs, compiled=compiled).advance()
-        (alone,) = Fleet(specs[1:], compiled=compiled).advance()
-        assert alone.curves["gradient_norm2"] == pytest.approx(
-            together[1].curves["gradient_norm2"], rel=1e-4
-        )
-        for outcome in together:
-            curve = outcome.curves["gradient_norm2"]
-            assert outcome.reached_at is not None
-            assert 0 < outcome.reached_at < 120
-            assert curve[-1] < 2 * 0.15 < curve[0]
+    together = Fleet(specs, compiled=native.available()).advance()
+    (alone,) = Fleet(specs[1:], compiled=native.available()).advance()
+    assert alone.curves["gradient_norm2"] == pytest.approx(
+        together[1].curves["gradient_norm2"], rel=1e-4
+    )
+    for outcome in together:
+        curve = outcome.curves["gradient_norm2"]
+        assert outcome.reached_at is not None
+        assert 0 < outcome.reached_at < 120
+        assert curve[-1] < 2 * 0.1 < curve[0]
+    short = specs[0].varied(rounds=2, eval_every=1)
+    in_torch, other = (
+        Fleet([short], compiled=c).advance()[0].curves["gradient_norm2"] for c in (False, True)
+    )
+    assert in_torch == pytest.approx(other, rel=1e-4)
     (plain,) = Fleet([silent], compiled=native.available()).advance()
     assert "gradient_norm2" not in plain.curves
     bad = asked | {"metric": "gradient_norm"}
