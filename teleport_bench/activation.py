@@ -10,10 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teleport_bench.algorithms.base import Activation
+from teleport_bench.seeds import BLOCK as BLOCK
 from teleport_bench.seeds import generator
-
-BLOCK = 64
-"""Rounds drawn at once."""
 
 
 def block_bytes(numbers: int, n_active: int) -> int:

@@ -1,7 +1,8 @@
 """What goes wrong in a run at random: messages are lost, and nodes are away.
 
-Both are drawn in advance for a period of rounds, of the run's seed, and then come again: rounds can
-be replayed, and runs that differ in nothing but their step size meet the same misfortunes.
+Both are drawn of the run's seed, so that runs that differ in nothing but their step size meet the
+same misfortunes: losses afresh in every round, a block of rounds at a time; who is away in advance
+for a period of rounds, which then comes again.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from teleport_bench.activation import BLOCK
+from teleport_bench.problems.base import Member
 from teleport_bench.registry import ROUNDS, StrictModel, error_at
 from teleport_bench.seeds import generator
-from teleport_bench.topologies import Topology
+from teleport_bench.topologies import AnyTopology, RandomTopology, Topology
+from teleport_bench.topologies.drawn import Block, changed, packed
 from teleport_kernels import Mixing
+
+Ints = NDArray[np.int64]
 
 SPELLS = 8
 """Mean spells in a period at least: its end is then felt by less than e^-8 at its beginning."""
@@ -87,28 +92,22 @@ def absence(away: Away, seed: int, n_nodes: int) -> NDArray[np.int32]:
     return left
 
 
-def period(graphs: Topology, loss: float, away: Away | None) -> int:
-    """Rounds after which the matrices of `conditioned` come again: periods of the graphs, of what
-    is away, and BLOCK rounds at least where messages are lost."""
-    whole = math.lcm(graphs.period, away.period) if away else graphs.period
-    return whole * math.ceil(BLOCK / whole) if loss else whole
-
-
 @functools.lru_cache(maxsize=64)
 def conditioned(
-    graphs: Topology, loss: float, away: Away | None, seed: int, n_nodes: int
-) -> Topology:
+    graphs: AnyTopology, loss: float, away: Away | None, seed: int, n_nodes: int
+) -> AnyTopology:
     """The graphs as a run meets them: what a row does not receive, it keeps of its own.
 
-    loss = q: every message W[i, j], j != i, is lost with probability q, independently. Then
+    loss = q: every message W[i, j], j != i, is lost with probability q, independently and in every
+    round afresh. Then
       x_i <- sum_j W'_ij x_j,  W'_ij = 0 and W'_ii = W_ii + sum of W_ij over the j that are lost,
     so that rows sum to 1, and E[W'] = (1 - q) W + q diag(W 1). Columns sum to 1 only in
     expectation: the mean over the rows wanders, and methods whose theory needs a doubly stochastic
-    W (gradient tracking, D^2, exact diffusion) agree on another point than the minimum. Of larger q
-    the losses contain those of a smaller one. An entry that is lost stays in the matrix, with
-    weight 0: it has been sent.
+    W (gradient tracking, D^2, exact diffusion) do not come to rest at the minimum. Of larger q the
+    losses contain those of a smaller one. An entry that is lost stays in the matrix, with weight 0.
 
     away: as in `Away`, for row a at node a; the messages of a node that is away are no entries.
+    Without losses the result has a period where the graphs have one.
 
     Alternatives that were not taken: weights divided by what arrived (E[W'] is no longer in W's
     family); both directions of a link lost at once (W' stays doubly stochastic, but a sender would
@@ -116,32 +115,65 @@ def conditioned(
     """
     if not loss and not away:
         return graphs
-    random = generator(seed, "loss", nodes=graphs.n_nodes)
-    gone = torch.from_numpy(absence(away, seed, n_nodes)[:, : graphs.n_nodes] > 0) if away else None
-    rounds = []
-    for t in range(period(graphs, loss, away)):
-        W = graphs.mixing(t)
-        lost = torch.from_numpy(random.random(W.nnz) < loss)
-        unsent = torch.zeros_like(lost)
-        if gone is not None:
-            apart = gone[t % len(gone)]
-            unsent = apart[W.rows] | apart[W.indices]
-        rounds.append(_without(W, lost, unsent))
-    return Topology(rounds)
+    gone = absence(away, seed, n_nodes)[:, : graphs.n_nodes] > 0 if away else None
+    if loss or isinstance(graphs, RandomTopology):
+        return changed(graphs, functools.partial(_block, loss=loss, gone=gone, seed=seed))
+    assert away is not None
+    assert gone is not None
+    apart = torch.from_numpy(gone)
+    rounds = range(math.lcm(graphs.period, away.period))
+    return Topology([_without(graphs.mixing(t), apart[t % len(gone)]) for t in rounds])
 
 
-def _without(W: Mixing, lost: Tensor, unsent: Tensor) -> Mixing:
-    """W with the weight of these of its entries, (nnz,) bool, kept at home; those on the diagonal
-    stay there."""
-    off = W.rows != W.indices
-    kept = ~off | lost | unsent
+def _block(
+    block: Block, number: int, *, loss: float, gone: NDArray[np.bool_] | None, seed: int
+) -> Block:
+    """A block of rounds with these losses, in which the nodes `gone`, (period, n), are away."""
+    rows, there, n = block.rows, block.there, block.indptr.shape[1] - 1
+    home, off = there & (rows == block.indices), there & (rows != block.indices)
+    lost = np.zeros_like(there)
+    if loss:
+        random = generator(seed, "loss", nodes=n, block=number)
+        lost[there] = random.random(int(there.sum())) < loss
+        lost &= off
+    unsent = np.zeros_like(there)
+    if gone is not None:
+        apart = gone[np.arange(number * BLOCK, (number + 1) * BLOCK) % len(gone)]
+        either = [np.take_along_axis(apart, np.where(off, x, 0), 1) for x in (rows, block.indices)]
+        unsent = off & (either[0] | either[1])
+    kept = lost | unsent
+    flat = np.arange(BLOCK)[:, None] * n + rows
+    weights = np.where(kept, 0.0, block.weights)
+    weights[home] += np.bincount(flat[kept], block.weights[kept], minlength=BLOCK * n)
+    if gone is None:
+        return block._replace(weights=weights)
+    sent = there & ~unsent
+    degrees = np.bincount(flat[sent], minlength=BLOCK * n).reshape(BLOCK, n)
+    return packed(sent, degrees, block.indices, weights)
+
+
+def _without(W: Mixing, gone: Tensor) -> Mixing:
+    """W with the weights of messages from and to these nodes, (n,) bool, kept at home."""
+    off, apart = W.rows != W.indices, gone[W.rows] | gone[W.indices]
+    kept = ~off | apart
     home = torch.zeros(W.n_rows, dtype=torch.float64)
     home.index_add_(0, W.rows[kept], W.weights[kept])
     own = (home != 0).nonzero().squeeze(1)
-    sent = off & ~unsent
+    sent = off & ~apart
     return Mixing.from_edges(
         W.n_rows,
         torch.cat([W.rows[sent], own]),
         torch.cat([W.indices[sent], own]),
-        torch.cat([W.weights.masked_fill(lost, 0.0)[sent], home[own]]),
+        torch.cat([W.weights[sent], home[own]]),
     )
+
+
+def tries(loss: float, member: Member, block: int) -> Ints:
+    """(BLOCK, k): how often token a is sent in each round of a block until it arrives, where it is
+    teleported: geometric, 1 / (1 - loss) in the mean. Of a larger loss it is no less."""
+    first, among = member.share or (0, member.active)
+    names = {"nodes": member.nodes, "active": among, "block": block}
+    uniform = generator(member.seed, "tries", **names).random((BLOCK, among))
+    # 1 - u is in (0, 1]
+    count: Ints = 1 + np.floor(np.log1p(-uniform) / np.log(loss)).astype(np.int64)
+    return count[:, first : first + member.active]

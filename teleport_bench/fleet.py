@@ -27,7 +27,7 @@ from teleport_bench.activation import BLOCK, block_bytes, draw_holders, drawn_ah
 from teleport_bench.algorithms import Rate, State
 from teleport_bench.ambient import plain
 from teleport_bench.checkpoint import Checkpoint, outline
-from teleport_bench.conditions import absence
+from teleport_bench.conditions import absence, tries
 from teleport_bench.curves import Curves, Outcome, Target
 from teleport_bench.errors import UserError
 from teleport_bench.graphs import Graphs
@@ -39,6 +39,7 @@ from teleport_bench.network import sent
 from teleport_bench.problems.base import FleetProblem, check_metrics, worlds_of
 from teleport_bench.schedules import constant_factor
 from teleport_bench.spec import RunSpec, canonical
+from teleport_bench.topologies.drawn import Diagonal, entries
 from teleport_kernels import checks, cpu
 
 FLEET_BYTES = 4 * 2**20
@@ -82,11 +83,12 @@ def group(specs: Sequence[RunSpec], most: int | None = None) -> list[list[RunSpe
     most = FLEET_BYTES if most is None else most
     groups: dict[str, list[_Part]] = {}
     for spec in specs:
-        own = {"nodes", "active", "share", "topology", "loss", "lr", "schedule", "seed"}
+        own = {"nodes", "active", "share", "topology", "loss", "losses", "lr", "schedule", "seed"}
         key = canonical(spec.model_dump(mode="json", exclude=own))
-        period = spec.period
-        # a row counts as much as its part of the matrices of a period at least
-        size = spec.n_active * max(spec.build_problem().n_params, period) * 4
+        period = spec.period or 1
+        # a row counts as much as its part of the matrices of a period, or of a block, at least
+        matrices = spec.period or BLOCK
+        size = spec.n_active * max(spec.build_problem().n_params, matrices) * 4
         parts = groups.setdefault(key, [])
         part = next((p for p in parts if p.takes(size, period, most)), None)
         if part is None:
@@ -143,6 +145,10 @@ class Fleet:
         self.device = torch.device(device)
         self.algorithm = self.spec.build_algorithm()
         self.topologies = [spec.build_topology() for spec in specs]
+        self.links = [spec.build_links() for spec in specs]
+        periods = [topology.period for topology in self.topologies]
+        self.diagonal = Diagonal(self.topologies) if None in periods else None
+        """Where some run's matrices are drawn afresh: then those of all are laid out by block."""
 
         # Runs that share seed, nodes and active nodes share their random choices: one member.
         of_run = [spec.member for spec in specs]
@@ -179,7 +185,8 @@ class Fleet:
         self.factors = _Factors(specs)
         self.mixings: dict[int, tk.Mixing] = {}
         self.alone = tk.Mixing.identity(len(self.run)).to(self.device)
-        self.period = math.lcm(*(topology.period for topology in self.topologies))
+        self.period = 1 if self.diagonal else math.lcm(*filter(None, periods))
+        """Of what a round is made of besides the block's choices."""
         self.phases = dict.fromkeys(PHASES, 0.0)
         self.choices = Choices(self)
 
@@ -430,8 +437,9 @@ class Fleet:
         if self._tape is None and len(self.tapes) < TAPES:
             state = self._into_buffers(state)
             if self.tapes is not None:
+                table, moves = self.choices.table(), self.diagonal is not None
                 self._tape = self.tapes[key] = native.Tape(
-                    state, self.buffers, self.rows, self.choices.table()
+                    state, self.buffers, self.rows, table, moves=moves
                 )
         return state
 
@@ -455,8 +463,10 @@ class Fleet:
                 moved[place].copy_(tensor)
         return {name: moved[place] for name, place in places.items()}
 
-    def mixing(self, t: int) -> tk.Mixing:
-        """The block-diagonal matrix of all runs in round t."""
+    def mixing(self, t: int, i: int | Tensor = 0) -> tk.Mixing:
+        """The block-diagonal matrix of all runs in round t, whose place in its block is i."""
+        if self.diagonal:
+            return self.choices.mixing(i)
         phase = t % self.period
         if phase not in self.mixings:
             blocks = [topology.mixing(t) for topology in self.topologies]
@@ -529,6 +539,8 @@ class _Drawn:
     data: NDArray[Any]
     sizes: NDArray[np.float32]
     """(BLOCK, runs): step sizes."""
+    matrices: tuple[NDArray[Any], ...]
+    """What `Diagonal.block` gives, if there is one."""
 
 
 class Choices:
@@ -545,6 +557,10 @@ class Choices:
     """(BLOCK local steps, member rows, ...): what `problem.draw` gives."""
     lr: Tensor
     """(BLOCK, rows)"""
+    indptr: Tensor
+    indices: Tensor
+    weights: Tensor
+    """What `Diagonal.block` gives, if there is one."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
@@ -557,6 +573,9 @@ class Choices:
         self._blocks = math.ceil(fleet.spec.rounds / BLOCK)
         away = fleet.spec.away
         self._absence = [absence(away, m.seed, m.nodes) if away else None for m in fleet.members]
+        starts = torch.bincount(fleet.run.cpu(), minlength=len(fleet.specs)).cumsum(0)
+        self._runs = torch.cat([starts.new_zeros(1), starts]).to(fleet.device)
+        self._each = torch.arange(len(fleet.run) + 1, device=fleet.device)
 
     @contextmanager
     def drawing(self, first: int = 0) -> Iterator[None]:
@@ -594,6 +613,9 @@ class Choices:
         self._put("node", drawn.node)
         self._put("data", drawn.data)
         self._spare.append(drawn.data)
+        for name, values in zip(("indptr", "indices", "weights"), drawn.matrices, strict=False):
+            self._put(name, values)
+        self._entries = drawn.matrices[0][:, -1].tolist() if drawn.matrices else []
         sizes, there = drawn.sizes, self._fleet.there
         again = sizes is self._sizes or np.array_equal(sizes, self._sizes)
         if not again or (there is not None and len(there) > BLOCK):
@@ -608,11 +630,24 @@ class Choices:
     def table(self) -> native.Table:
         """Where a round's choices lie, and how far from those of the next round."""
         steps = self._fleet.algorithm.local_steps
-        each = ((self.node, 1), (self.data, steps), (self.lr, 1))
+        each = [(self.node, 1), (self.data, steps), (self.lr, 1)]
+        if self._fleet.diagonal:
+            each += [(self.indptr, 1), (self.indices, 1), (self.weights, 1)]
         return [
             (x.data_ptr(), x.data_ptr() + x.nbytes, rows * x.stride(0) * x.element_size())
             for x, rows in each
         ]
+
+    def mixing(self, i: int | Tensor) -> tk.Mixing:
+        """The matrix of all runs in the round at place i of the block, where it is drawn."""
+        parts = self.indptr, self.indices, self.weights
+        if isinstance(i, Tensor):  # how many entries there are is not known here
+            indptr, indices, weights = (part.index_select(0, i).squeeze(0) for part in parts)
+        else:
+            indptr, indices, weights = (part[i] for part in parts)
+            indices, weights = indices[: self._entries[i]], weights[: self._entries[i]]
+        # rows are taken as float32, and of no two of them is it known that they are alike
+        return tk.Mixing.from_tensors([indptr, indices, weights, weights, self._each, self._runs])
 
     def draw_ahead(self) -> None:
         """Begin to draw what follows, if that is done beside rounds; best where Python has nothing
@@ -650,7 +685,8 @@ class Choices:
             spare = None
         together = np.concatenate(data, axis=1, out=spare)
         sizes = fleet.factors.block(block * BLOCK)
-        return _Drawn(holders, np.concatenate(node, axis=1), together, sizes)
+        matrices = fleet.diagonal.block(block) if fleet.diagonal else ()
+        return _Drawn(holders, np.concatenate(node, axis=1), together, sizes, matrices)
 
     def _sound(self, drawn: object, active: int) -> NDArray[Any]:
         """What the problem draws for a member, if a round can take its part of it."""
@@ -858,7 +894,7 @@ class FleetRound:
     @property
     def _mixing(self) -> tk.Mixing:
         with self._own():
-            return self.fleet.mixing(self._t)
+            return self.fleet.mixing(self._t, self.i)
 
     def _by_row(self, c: float | Rate) -> float | Tensor:
         """A number, or (rows, 1)."""
@@ -936,12 +972,14 @@ class _Recorder:
         self.ending = self.over.copy()
         """(runs,): those that have reached it at this look, whose last point is to come."""
         self._found: tuple[int, dict[str, NDArray[np.float64]]] | None = None
+        self._asked: tuple[int, dict[str, NDArray[np.float64]]] | None = None
         self.rows = torch.bincount(fleet.run, minlength=len(specs))
         self.active = np.array([spec.n_active for spec in specs])
         self.starts = torch.from_numpy(np.cumsum([0, *self.active]))
         self.nodes = np.array([spec.nodes for spec in specs])
-        # runs with the same choices and topology send the same messages
-        keys = list(zip(fleet.member_of_run, fleet.topologies, strict=True))
+        # runs with the same choices and links send the same messages
+        losses = [spec.loss for spec in specs]
+        keys = list(zip(fleet.member_of_run, fleet.links, losses, strict=True))
         self.senders = list(dict.fromkeys(keys))
         place = {key: i for i, key in enumerate(self.senders)}
         self.sender = np.array([place[key] for key in keys])
@@ -971,10 +1009,21 @@ class _Recorder:
         holders = [np.concatenate(blocks) for blocks in zip(*self._blocks, strict=True)]
         self._blocks.clear()
         carried = method.carried(momentum=self.fleet.spec.momentum > 0)
-        counts = [
-            sent(method.communication, *where, start, vectors=method.vectors, carried=carried)
-            for where in ((topology, holders[m], self._before[m]) for m, topology in self.senders)
-        ]
+        more = {"vectors": method.vectors, "carried": carried}
+        counts = []
+        for m, links, loss in self.senders:
+            # rounds are counted by whole blocks
+            blocks = range(start // BLOCK, start // BLOCK + len(holders[m]) // BLOCK)
+            moved = loss and method.activation == "uniform"
+            often = (
+                np.concatenate([tries(loss, self.fleet.members[m], b) for b in blocks])
+                if moved
+                else 1
+            )
+            before = self._before[m]
+            counts.append(
+                sent(method.communication, links, holders[m], before, start, tries=often, **more)
+            )
         sums = np.cumsum(counts, axis=1).T
         self.sent = self.sent[-1] + np.concatenate([np.zeros_like(sums[:1]), sums])
         self.start = start
@@ -984,7 +1033,9 @@ class _Recorder:
         if self.target is None:
             return
         with self.fleet.phase("metric"):
-            self.ending = self.target.look(t, self._metrics(t, x)[self.target.metric]) & ~self.over
+            asked = self.fleet.spec.build_problem().on_request
+            metrics = self._requested if self.target.metric in asked else self._metrics
+            self.ending = self.target.look(t, metrics(t, x)[self.target.metric]) & ~self.over
 
     def evaluate(
         self, t: int, x: Tensor, on_tick: Callable[[Tick], None], all_runs: bool = True
@@ -1031,13 +1082,11 @@ class _Recorder:
         if self._found and self._found[0] == t:
             return self._found[1]
         fleet = self.fleet
-        if fleet.compiled:  # between rounds on the pool's threads
-            mean, distance = cpu.consensus(x, self.starts, pool=fleet.threads)
-        else:
-            mean, distance = tk.consensus(x, fleet.run)
+        mean, distance = self._consensus(x)
         found = self._sound(fleet.problem.evaluate(x, mean, fleet.run, fleet.world))
-        found["consensus"] = distance / self.rows
         values = {name: value.double().cpu().numpy() for name, value in found.items()}
+        values |= self._requested(t, x)
+        values["consensus"] = (distance / self.rows).double().cpu().numpy()
         self._found = t, values
         return values
 
@@ -1061,6 +1110,23 @@ class _Recorder:
             sound[name] = value
         return sound
 
+    def _requested(self, t: int, x: Tensor) -> dict[str, NDArray[np.float64]]:
+        """The target's metric after t rounds, if it is one that is evaluated on request alone."""
+        fleet = self.fleet
+        if not self.target or self.target.metric not in fleet.spec.build_problem().on_request:
+            return {}
+        if not self._asked or self._asked[0] != t:
+            evaluate = getattr(fleet.problem, self.target.metric)
+            value = evaluate(self._consensus(x)[0], fleet.spec.weight_decay)
+            self._asked = t, {self.target.metric: value.double().cpu().numpy()}
+        return self._asked[1]
+
+    def _consensus(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(runs, P) and (runs,): the mean rows, and the sums of squared distances to them."""
+        if self.fleet.compiled:  # between rounds on the pool's threads
+            return cpu.consensus(x, self.starts, pool=self.fleet.threads)
+        return tk.consensus(x, self.fleet.run)
+
     def keep(self) -> dict[str, Any]:
         """What `restore` needs, between blocks."""
         self._add_up()
@@ -1080,7 +1146,7 @@ class _Recorder:
         else:
             expect(kept["target"] is None, "its runs have no target")
         due = [e for e in self.fleet.spec.evaluations() if e <= t]
-        names = [*AXES, *problem.metrics, "consensus"]
+        names = [*AXES, *self.fleet.spec.known_metrics()]
         rounds = self.curves.restore(kept["curves"], names, due, known)
         self.over = (known <= t) | self.curves.diverged
         expect(not self.over.all(), "all its runs are over")
@@ -1107,7 +1173,7 @@ class _Recorder:
         """UnfitError where parameters after t rounds are not those that were evaluated then."""
         live = ~self.over
         values, cpu = self._metrics(t, x), self.fleet.device.type == "cpu"
-        expect(set(values) == {*self.problem.metrics, "consensus"}, "its metrics are others")
+        expect(set(values) == {*self.fleet.spec.known_metrics()}, "its metrics are others")
         if cpu and t in self.fleet.spec.evaluations():  # elsewhere sums may differ in their order
             for name, value in values.items():
                 same = self.curves.last(name)[live] == value[live]
@@ -1120,8 +1186,11 @@ class _Recorder:
         """Vectors that are sent in a round, at most."""
         method = self.fleet.algorithm
         carried = method.carried(momentum=self.fleet.spec.momentum > 0)
-        links = max(W.nnz for topology in self.fleet.topologies for W in topology.mixings)
-        return links * method.vectors + int(self.active.max()) * (carried + 2)
+        links = max(map(entries, self.fleet.topologies))
+        # a teleport is tried until it arrives, as often as 53 random bits can say
+        losses = [spec.loss for spec in self.fleet.specs if spec.loss]
+        most = max((1 + int(53 * math.log(2) / -math.log(q)) for q in losses), default=1)
+        return links * method.vectors + int(self.active.max()) * (carried + 2) * most
 
     @property
     def all_over(self) -> bool:

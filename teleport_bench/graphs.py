@@ -97,7 +97,7 @@ class Graphs:
 
     def _capture(self, t: int) -> torch.cuda.CUDAGraph:
         fleet = self._fleet
-        fleet.mixing(t)  # made, and on the device, before
+        fleet.mixing(t, self._at)  # made, and on the device, before
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         phases = dict(fleet.phases)

@@ -16,6 +16,8 @@ from teleport_bench.activation import BLOCK, block_bytes, drawn_ahead
 from teleport_bench.algorithms import Rate
 from teleport_bench.native import Buffers
 from teleport_bench.spec import RunSpec
+from teleport_bench.topologies import AnyTopology, Topology
+from teleport_bench.topologies.drawn import entries
 
 CPU = torch.device("cpu")
 
@@ -48,11 +50,21 @@ def needed(specs: Sequence[RunSpec], device: torch.device = CPU, *, compiled: bo
     copies = max(2, 1 + 2 * ahead) if device.type == "cpu" else 1
     choices = copies * block + 8 * BLOCK * rows
     topologies = [spec.build_topology() for spec in specs]
-    rounds = min(spec.rounds, math.lcm(*(t.period for t in topologies)))
-    entries = sum(W.nnz * rounds // t.period for t in topologies for W in t.mixings)
-    matrices = 20 * entries + 24 * rows * rounds
+    matrices = _matrices(topologies, spec.rounds, copies)
     own = problem.memory(members, rows, device, compiled=compiled)
     return 4 * vectors * problem.n_params + choices + matrices + own
+
+
+def _matrices(topologies: Sequence[AnyTopology], rounds: int, copies: int) -> int:
+    """Of the rounds' graphs: those of a period are kept, those that are drawn lie in blocks, of
+    which there are as many as of other choices."""
+    rows = sum(graphs.n_nodes for graphs in topologies)
+    periodic = [graphs for graphs in topologies if isinstance(graphs, Topology)]
+    if len(periodic) < len(topologies):
+        return copies * BLOCK * (12 * sum(map(entries, topologies)) + 8 * rows)
+    rounds = min(rounds, math.lcm(*(t.period for t in periodic)))
+    kept = sum(W.nnz * rounds // t.period for t in periodic for W in t.mixings)
+    return 20 * kept + 24 * rows * rounds
 
 
 def _vectors(spec: RunSpec) -> int:

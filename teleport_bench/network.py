@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat
 
 from teleport_bench.registry import TOPOLOGIES, StrictModel
-from teleport_bench.seeds import generator
-from teleport_bench.topologies import Topology, topology
+from teleport_bench.seeds import BLOCK, generator
+from teleport_bench.topologies import AnyTopology, RandomTopology, Topology, topology
+from teleport_bench.topologies.drawn import Block, block_of
 from teleport_kernels import Mixing
 
 if TYPE_CHECKING:  # settings of a suite name networks, and a run's settings come first
@@ -33,27 +34,34 @@ MESSAGE_ITEM = 4
 
 
 def messages(
-    topology: Topology,
+    topology: AnyTopology,
     holders: Ints,
     before: Ints,
     start: int,
     *,
     vectors: int = 1,
     carried: int = 1,
+    tries: Ints | int = 1,
 ) -> Ints:
     """(rounds,): parameter vectors sent between distinct nodes in rounds start, start + 1, ..
 
     holders: (rounds, k); before: (k,), the holders of round start - 1. A round sends a message of
     `carried` vectors for each token that moves to another node (the teleport), and one of `vectors`
     for each entry W[a, b], a != b (the gossip). In round 0 nothing is fetched: all nodes start from
-    the same parameters.
+    the same parameters. tries: (rounds, k), how often a token is sent until it arrives.
     """
     previous = np.concatenate([before[None], holders[:-1]])
-    teleport: Ints = (holders != previous).sum(1)
+    teleport: Ints = (tries * (holders != previous)).sum(1)
     if start == 0:
         teleport[0] = 0
     rounds = np.arange(start, start + len(holders))
-    return carried * teleport + vectors * _entries(topology)[rounds % topology.period]
+    if isinstance(topology, RandomTopology):
+        blocks = range(start // BLOCK, (start + len(holders) - 1) // BLOCK + 1)
+        counts = np.concatenate([_entries_of(topology, block) for block in blocks])
+        gossip: Ints = counts[start % BLOCK :][: len(holders)]
+    else:
+        gossip = _entries(topology)[rounds % topology.period]
+    return carried * teleport + vectors * gossip
 
 
 @functools.lru_cache(maxsize=64)
@@ -63,15 +71,23 @@ def _entries(topology: Topology) -> Ints:
     return np.array([int((m.rows != m.indices).sum()) for m in mixings])
 
 
+def _entries_of(topology: RandomTopology, number: int) -> Ints:
+    """(BLOCK,): those of a block."""
+    block = block_of(topology, number)
+    count: Ints = (block.there & (block.rows != block.indices)).sum(1)
+    return count
+
+
 def sent(
     communication: Communication,
-    topology: Topology,
+    topology: AnyTopology,
     holders: Ints,
     before: Ints,
     start: int,
     *,
     vectors: int,
     carried: int,
+    tries: Ints | int = 1,
 ) -> Ints:
     """(rounds,): parameter vectors sent in rounds start, start + 1, ..; arguments of `messages`.
 
@@ -87,7 +103,7 @@ def sent(
         return np.full(len(holders), 2 * (k - 1))
     if communication == "server":
         return np.where(np.arange(start, start + len(holders)) > 0, 2 * k, k)
-    return messages(topology, holders, before, start, vectors=vectors, carried=carried)
+    return messages(topology, holders, before, start, vectors=vectors, carried=carried, tries=tries)
 
 
 class Stragglers(StrictModel):
@@ -109,14 +125,16 @@ class Network(StrictModel):
 
     mode: "synchronous": a phase starts when the last one has ended everywhere, and costs its
     slowest link. "barrier_free": token a starts as soon as its own messages are there; a node whose
-    tokens overlap in time serves them at once.
+    tokens overlap in time serves them at once. Where messages are lost (`RunSpec.loss`), a teleport
+    is sent again as soon as it would have arrived, and a phase lasts until the last one is there.
 
     form, of what happens when token a moves from one holder to the next (D-SGD: no difference):
     "simple": gossip between the last holders, then the next holder of token a fetches x_a: two
     phases of messages. "fused": the next holder fetches y_b from the last holders of all b with
     W[a, b] != 0 and sums them itself: one phase. Token a's momentum comes from its own last holder,
-    with y_a. After the last round the holders gossip in place,
-    in both forms, so that costs after r rounds are those of a run that ends there.
+    with y_a, sent again where it is lost; of others' y the weight stays with y_a. After the
+    last round the holders gossip in place, in both forms, so that costs after r rounds are those of
+    a run that ends there.
 
     All-reduce takes 2 (n-1) times 1/n of the slowest link of the ring 0, 1, .., n - 1; links to a
     server cost tau, and it counts where the busiest node is asked for. All nodes wait for the
@@ -165,9 +183,9 @@ def simulate(
     size = MESSAGE_ITEM * (spec.build_problem().n_params if n_params is None else n_params)
     method = spec.build_algorithm()
     by_round = functools.partial(_by_round, spec, network.stragglers)
-    graphs = spec.build_topology().mixings if method.communication == "gossip" else ()
+    links = spec.build_links() if method.communication == "gossip" else None
     carried = method.carried(momentum=spec.momentum > 0)
-    clock = _Clock(graphs, network, spec.nodes, method.vectors, carried, method.local_steps)
+    clock = _Clock(links, network, spec.nodes, method.vectors, carried, method.local_steps)
     late = clock.late(rounds, by_round()) if network.stragglers else 0.0
     if method.communication == "all_reduce":
         time, total = clock.all_reduced(rounds)
@@ -175,16 +193,21 @@ def simulate(
     if method.communication == "server":
         time, total, busiest = clock.served(rounds, by_round())
         time = time + late
-    elif method.activation == "all" and not network.stragglers and spec.there() is None:
+    elif (
+        method.activation == "all"
+        and not network.stragglers
+        and spec.there() is None
+        and not isinstance(links, RandomTopology)
+    ):
         time, total, busiest = clock.fixed(rounds)
     else:
         time, total, busiest = clock.moving(rounds, by_round())
     return Costs(rounds, time, total * size, busiest * size)
 
 
-ByRound = Iterator[tuple[Ints, Floats]]
-"""(k,) each: the holders of round 0, 1, .. without end, and how many times the usual time each of
-them takes for its gradients."""
+ByRound = Iterator[tuple[Ints, Floats, Ints]]
+"""(k,) each: the holders of round 0, 1, .. without end, how many times the usual time each of them
+takes for its gradients, and how often its token was sent to it."""
 
 
 def _by_round(spec: RunSpec, slow: Stragglers | None) -> ByRound:
@@ -199,7 +222,10 @@ def _by_round(spec: RunSpec, slow: Stragglers | None) -> ByRound:
         if there is not None:
             start = block * len(pace) % len(there)
             pace *= there[start : start + len(pace)]
-        yield from zip(holders, pace, strict=True)
+        tries = spec.tries(block)
+        yield from zip(
+            holders, pace, np.ones_like(holders) if tries is None else tries, strict=True
+        )
 
 
 class _Graph(NamedTuple):
@@ -236,7 +262,8 @@ def _carrying(graph: _Graph, more: int) -> _Graph:
 def _links(preferred: str, n_nodes: int) -> Ints:
     """source * n + target of the edges of a graph in both directions, ascending; n * n ends it."""
     graph = topology(json.loads(preferred), n_nodes)
-    pairs = [_graph(graph.mixing(t))[:2] for t in range(graph.period)]
+    # of graphs that are drawn afresh, those of a block
+    pairs = [_graph(graph.mixing(t))[:2] for t in range(graph.period or BLOCK)]
     keys = [i * n_nodes + j for u, v in pairs for i, j in ((u, v), (v, u))]
     return np.unique(np.concatenate([*keys, [n_nodes * n_nodes]]))
 
@@ -260,20 +287,24 @@ class _Tally:
 
 
 class _Clock:
-    """How long rounds on a period of graphs of tokens take on a network, and who sends in them."""
+    """How long rounds on graphs of tokens take on a network, and who sends in them."""
 
     def __init__(
         self,
-        graphs: Sequence[Mixing],
+        links: AnyTopology | None,
         network: Network,
         n_nodes: int,
         vectors: int,
         carried: int,
         local_steps: int,
     ) -> None:
-        self.graphs = [_graph(mixing, vectors) for mixing in graphs]
+        self.tokens, self.vectors = links, vectors
+        self.graphs = [_graph(mixing, vectors) for mixing in getattr(links, "mixings", ())]
+        """Of a period, where there is one."""
+        self._blocks: dict[int, tuple[Block, Ints]] = {}
+        """The last block of graphs that are drawn, and its rows."""
         self.network, self.n_nodes, self.carried = network, n_nodes, carried
-        self.n_tokens = graphs[0].n_rows if graphs else 0
+        self.n_tokens = links.n_nodes if links else 0
         self.compute = local_steps * network.compute
         self.links = _links(json.dumps(network.preferred), n_nodes) if network.tau > 1 else None
 
@@ -286,14 +317,16 @@ class _Clock:
 
     def late(self, at: Ints, by_round: ByRound) -> Floats:
         """What stragglers add to the time after each number of rounds in which all wait for all."""
-        slowest = (pace.max() - 1 for _, pace in itertools.islice(by_round, int(at.max(initial=0))))
+        slowest = (
+            pace.max() - 1 for _, pace, _ in itertools.islice(by_round, int(at.max(initial=0)))
+        )
         added: Floats = self.compute * np.cumsum([0.0, *slowest])[at]
         return added
 
     def served(self, at: Ints, by_round: ByRound) -> tuple[Floats, Ints, Ints]:
         """As `moving`, for holders that a server sends to and hears from."""
         tally, busiest, k = _Tally(self.n_nodes), [0], 0
-        for holder, _ in itertools.islice(by_round, int(at.max(initial=0))):
+        for holder, *_ in itertools.islice(by_round, int(at.max(initial=0))):
             k = len(holder)
             tally.add(holder, np.ones_like(holder))
             busiest.append(tally.busiest)
@@ -339,13 +372,20 @@ class _Clock:
         alone = _Graph(every, every, every, np.full_like(every, self.carried))
         fetched = [_carrying(g, self.carried - 1) for g in self.graphs] if fused else []
         x = y = np.zeros(self.n_tokens)
-        before = every
-        for t, (holder, pace) in enumerate(itertools.islice(by_round, last)):
+        before, graph = every, alone
+        for t, (holder, pace, tries) in enumerate(itertools.islice(by_round, last)):
             if t:
-                done, needed = (y, fetched[(t - 1) % len(fetched)]) if fused else (x, alone)
-                x, *sent = self._send(done, needed, before, holder)
+                done, needed = (x, alone)
+                if fused:
+                    done = y
+                    needed = (
+                        fetched[(t - 1) % len(fetched)]
+                        if fetched
+                        else _carrying(graph, self.carried - 1)
+                    )
+                x, *sent = self._send(done, needed, before, holder, tries)
                 tally.add(*sent)
-            y, before, graph = x + compute * pace, holder, self.graphs[t % len(self.graphs)]
+            y, before, graph = x + compute * pace, holder, self._graph(t)
             if fused and t + 1 not in due:
                 continue
             gossiped, *sent = self._send(y, graph, holder, holder)
@@ -358,20 +398,36 @@ class _Clock:
                 x = gossiped
         return time[at], total[at], busiest[at]
 
+    def _graph(self, t: int) -> _Graph:
+        """That of round t."""
+        if isinstance(self.tokens, RandomTopology):
+            if t // BLOCK not in self._blocks:
+                block = block_of(self.tokens, t // BLOCK)
+                self._blocks = {t // BLOCK: (block, block.rows)}
+            (block, rows), i = self._blocks[t // BLOCK], t % BLOCK
+            entries = slice(block.indptr[i, -1])
+            vectors = np.full(block.indptr[i, -1], self.vectors)
+            return _Graph(
+                rows[i, entries], block.indices[i, entries], block.indptr[i, :-1], vectors
+            )
+        return self.graphs[t % len(self.graphs)]
+
     def _send(
-        self, done: Floats, graph: _Graph, source: Ints, target: Ints
+        self, done: Floats, graph: _Graph, source: Ints, target: Ints, tries: Ints | None = None
     ) -> tuple[Floats, Ints, Ints]:
         """Bring what is done at source[b] to target[a] for every entry (a, b) of the graph: the
         time at which each target has all of its own, (k,), and the sender and size of each
-        message."""
-        senders, receivers = source[graph.cols], target[graph.rows]
-        cost = graph.vectors * self._cost(senders, receivers)
+        message. tries: (k,), how often what goes from source[a] to target[a] is sent."""
+        senders, receivers, vectors = source[graph.cols], target[graph.rows], graph.vectors
+        if tries is not None:
+            vectors = vectors * np.where(graph.rows == graph.cols, tries[graph.rows], 1)
+        cost = vectors * self._cost(senders, receivers)
         if self.network.mode == "synchronous":
             arrival = np.full_like(done, done.max() + cost.max())
         else:
             arrival = np.maximum.reduceat(done[graph.cols] + cost, graph.first)
         moved = senders != receivers
-        return arrival, senders[moved], graph.vectors[moved]
+        return arrival, senders[moved], vectors[moved]
 
     def _cost(self, senders: Ints, receivers: Ints) -> Floats:
         """How long a parameter vector takes on each of these ways."""

@@ -11,6 +11,9 @@ import numpy as np
 from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import NDArray
 
+BLOCK = 64
+"""Rounds whose random choices are drawn at once, from a stream of their own."""
+
 
 def seed_for(base: int, stream: str, **names: int | str) -> int:
     """A 128-bit seed for the stream of that name, from the base seed and whatever it may depend on.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -12,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
-from teleport_bench.activation import draw_holders
+from teleport_bench.activation import BLOCK, draw_holders
 from teleport_bench.algorithms import Algorithm
 from teleport_bench.ambient import plain
-from teleport_bench.conditions import Away, absence, conditioned, period
+from teleport_bench.conditions import Away, absence, conditioned, tries
 from teleport_bench.errors import ComponentError, UserError, nearest
 from teleport_bench.problems import Member, Problem
 from teleport_bench.registry import (
@@ -30,7 +31,8 @@ from teleport_bench.registry import (
     python_scalar,
 )
 from teleport_bench.schedules import Factor
-from teleport_bench.topologies import Topology
+from teleport_bench.topologies import AnyTopology, RandomTopology
+from teleport_bench.topologies.drawn import entries
 from teleport_bench.topologies.stochastic import checked
 
 MOST = 2**31 - 1
@@ -39,10 +41,7 @@ Count = Annotated[int, Field(gt=0, le=MOST, strict=True)]
 
 MOST_SEED = 2**63 - 1
 MOST_DRAWN = 2**28
-"""Of what conditions draw for a period: nodes times rounds, and weights."""
-
-MOST_PERIOD = 2**18
-"""Rounds of it, each with a matrix of its own."""
+"""Of what conditions draw at once: nodes times rounds of absence, and the weights of a block."""
 
 MOST_LOOKS = 100_000
 """Evaluations of a run, and looks at its target: each is a number in memory and in the record."""
@@ -90,9 +89,10 @@ class RunSpec(StrictModel):
     asked for. lr: step size eta. momentum: beta of heavy ball or Nesterov.
     rounds: T. eval_every: rounds between evaluations; round 0 and the last are always evaluated.
     storage: "slots" keeps a row a token, "nodes" a row a node with gather and scatter; same floats.
-    loss: probability q that a message of a gossip is lost; see `conditions.conditioned`. It counts
-    as sent, and a receiver waits for it as long as it would have taken. Teleports are not lost: a
-    node asks again until it has its token. away: spells in which nodes are not there; see `Away`.
+    loss: probability q that a message is lost. One of a gossip stays so, see
+    `conditions.conditioned`; it counts as sent, and a receiver waits for it as long as it would
+    have taken. A teleport is sent again until it arrives: each time counts, and takes as long as
+    the first (`conditions.tries`). away: spells in which nodes are not there; see `Away`.
 
     Raises pydantic.ValidationError (a ValueError) that names each key and what it should be.
     """
@@ -116,6 +116,9 @@ class RunSpec(StrictModel):
     # conditions that do not hold are left out of the settings that name a run
     loss: float = Field(default=0.0, ge=0, lt=1, exclude_if=lambda q: q == 0)
     away: Away | None = Field(default=None, exclude_if=lambda away: away is None)
+    losses: Literal["afresh"] | None = Field(default=None, exclude_if=lambda losses: losses is None)
+    """How messages are lost, where they are: by a draw in every round. Not to be chosen, but part
+    of the name of a run, since there are records of losses that came again after 64 rounds."""
 
     @model_validator(mode="after")
     def _complete(self) -> RunSpec:
@@ -156,6 +159,7 @@ class RunSpec(StrictModel):
         if self.loss and method.communication != "gossip":
             message = f"{name} has no gossip whose messages could be lost: leave loss out"
             raise error_at(("loss", message))
+        object.__setattr__(self, "losses", "afresh" if self.loss else None)
         if self.away and not self.away.share:  # frozen for users, completed here
             object.__setattr__(self, "away", None)
         if self.away and (fault := self._never_away(method)):
@@ -230,7 +234,7 @@ class RunSpec(StrictModel):
     def settings(self, exclude: set[str] | None = None) -> dict[str, Any]:
         """All settings as plain values, also those conditions that do not hold."""
         none = {"loss": 0.0, "away": {"share": 0.0}}
-        return none | self.model_dump(mode="json", exclude=exclude)
+        return none | self.model_dump(mode="json", exclude={"losses"} | (exclude or set()))
 
     def evaluations(self) -> list[int]:
         """Rounds after which metrics are taken: 0, every eval_every, and the last."""
@@ -250,7 +254,9 @@ class RunSpec(StrictModel):
 
     def known_metrics(self) -> tuple[str, ...]:
         """The metrics that are evaluated along the run."""
-        return (*self.build_problem().metrics, "consensus")
+        problem = self.build_problem()
+        asked = self.stop and self.stop.metric
+        return (*problem.metrics, *(m for m in problem.on_request if m == asked), "consensus")
 
     def holders(self, block: int) -> NDArray[np.int64]:
         """(BLOCK, k): the node that holds token a in each round of the block."""
@@ -262,14 +268,29 @@ class RunSpec(StrictModel):
         return build_algorithm(self.algorithm)
 
     @plain()
-    def build_topology(self) -> Topology:
+    def build_topology(self) -> AnyTopology:
         """The matrices that the run mixes with, its conditions included."""
         return conditioned(self._graphs(), self.loss, self._rows_away, self.seed, self.nodes)
 
+    def build_links(self) -> AnyTopology:
+        """The matrices whose entries are the messages that are sent, whether they arrive or not."""
+        return conditioned(self._graphs(), 0.0, self._rows_away, self.seed, self.nodes)
+
     @property
-    def period(self) -> int:
-        """That of `build_topology`, for which nothing is drawn."""
-        return period(self._graphs(), self.loss, self._rows_away)
+    def period(self) -> int | None:
+        """That of `build_topology`, for which nothing is drawn; None where its matrices are drawn
+        afresh."""
+        graphs, away = self._graphs(), self._rows_away
+        if self.loss or isinstance(graphs, RandomTopology):
+            return None
+        return math.lcm(graphs.period, away.period) if away else graphs.period
+
+    def tries(self, block: int) -> NDArray[np.int64] | None:
+        """(BLOCK, k): how often each token is sent until it arrives at another node, in each round
+        of the block; None where all arrive, or none moves."""
+        if not self.loss or self.build_algorithm().activation == "all":
+            return None
+        return tries(self.loss, self.member, block)
 
     def there(self) -> NDArray[np.bool_] | None:
         """(period, k): whether each row's node is there; None where rows move, or all always are.
@@ -294,13 +315,11 @@ class RunSpec(StrictModel):
             )
         if not self.loss and not self._rows_away:
             return None
-        graphs, period = self._graphs(), self.period
-        drawn = period * (1 + graphs.mixing(0).nnz)
-        if period > MOST_PERIOD or drawn > MOST_DRAWN:
+        drawn = BLOCK * entries(self._graphs())
+        if drawn > MOST_DRAWN:
             return "away" if self._rows_away else "loss", (
-                f"graphs come again after {period:,} rounds under these conditions, with "
-                f"{drawn:.2g} weights to draw, expected at most {MOST_PERIOD:,} and "
-                f"{MOST_DRAWN:,}: take shorter spells, fewer nodes, or graphs of a shorter period"
+                f"{drawn:.2g} weights are drawn for {BLOCK} rounds of these conditions, expected "
+                f"at most {MOST_DRAWN:,}: take fewer nodes or a sparser graph"
             )
         return None
 
@@ -315,7 +334,7 @@ class RunSpec(StrictModel):
             return f"{name} keeps more than parameters, which would change at a node that is away"
         return "the momentum of a node that is away would change" if self.momentum else None
 
-    def _graphs(self) -> Topology:
+    def _graphs(self) -> AnyTopology:
         graphs = self.build_algorithm().graphs(self.topology, self.n_active, self.seed)
         # columns of an algorithm's own graphs may sum to 1 in the mean only, as Epidemic Learning's
         what = f"algorithm '{self.algorithm['name']}': its graph"

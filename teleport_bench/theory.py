@@ -6,7 +6,9 @@ noise, since holders are drawn afresh. None of it is quoted from Takezawa and St
 
 Symbols: f_i is L-smooth on each of n nodes, sigma2 the variance of a stochastic gradient, zeta2 the
 mean of ||grad f_i - grad f||^2 over the nodes, r0 = f(x0) - min f, D = L r0, V = sigma2 + zeta2,
-and p_k the spectral gap 1 - ||W - J||_2^2 of the topology on k nodes.
+and p_k the spectral gap 1 - ||W - J||_2^2 of the topology on k nodes. Graphs that change from round
+to round contract by 1 - p over tau rounds (`topologies.spectrum.Consensus`); one that is the same
+in every round has tau = 1.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from pydantic import AfterValidator, Field
 
 from teleport_bench.errors import ComponentError, UserError
 from teleport_bench.registry import TOPOLOGIES, Choice, StrictModel
-from teleport_bench.topologies import topology
+from teleport_bench.topologies import Topology, topology
+from teleport_bench.topologies.spectrum import Consensus, best_window
 from teleport_kernels import Mixing
 
 Floats = NDArray[np.float64]
@@ -77,33 +80,48 @@ class TheorySpec(Constants):
 
 
 @np.errstate(divide="ignore")  # no bound where p = 0
-def dsgd_bound(p: ArrayLike, n: ArrayLike, T: ArrayLike, c: Constants = ONES) -> Floats:
-    """D-SGD after T rounds on n nodes with spectral gap p = p_n; arguments are broadcast:
+def dsgd_bound(
+    p: ArrayLike, n: ArrayLike, T: ArrayLike, c: Constants = ONES, tau: ArrayLike = 1
+) -> Floats:
+    """D-SGD after T rounds on n nodes that contract by 1 - p_n over tau rounds, p = p_n; arguments
+    are broadcast:
 
-    sqrt(D sigma2 / (n T)) + (D^2 (p sigma2 + zeta2) / (p^2 T^2))^(1/3) + D / (p T).
+    sqrt(D sigma2 / (n T)) + (D^2 (tau sigma2 / p + tau^2 zeta2 / p^2) / T^2)^(1/3) + tau D / (p T).
+
+    Koloskova et al. 2020, Theorem 2, non-convex: T = O(sigma2 / (n e^2) + (zeta tau + sigma
+    sqrt(p tau)) / (p e^(3/2)) + tau / (p e)) L r0 rounds for an error e, solved for e. p and tau
+    enter as p / tau alone.
     """
-    p, n, T = (np.asarray(v, dtype=float) for v in (p, n, T))
-    D = c.L * c.r0
-    agreement = np.cbrt(D**2 * (p * c.sigma2 + c.zeta2) / (p * T) ** 2)
-    bound: Floats = np.sqrt(D * c.sigma2 / (n * T)) + agreement + D / (p * T)
+    p, n, T, tau = (np.asarray(v, dtype=float) for v in (p, n, T, tau))
+    D, rate = c.L * c.r0, p / tau
+    agreement = np.cbrt(D**2 * (rate * c.sigma2 + c.zeta2) / (rate * T) ** 2)
+    bound: Floats = np.sqrt(D * c.sigma2 / (n * T)) + agreement + D / (rate * T)
     return bound
 
 
 @np.errstate(divide="ignore")
 def teleportation_bound(
-    p: ArrayLike, k: ArrayLike, n: float, T: ArrayLike, c: Constants = ONES
+    p: ArrayLike,
+    k: ArrayLike,
+    n: float,
+    T: ArrayLike,
+    c: Constants = ONES,
+    tau: ArrayLike = 1,
 ) -> Floats:
-    """TELEPORTATION after T rounds, k of n nodes active, p = p_k; p, k and T are broadcast:
+    """TELEPORTATION after T rounds, k of n nodes active, which contract by 1 - p_k over tau rounds,
+    p = p_k; p, k, T and tau are broadcast:
 
-    sqrt(D (sigma2 + (1 - (k-1)/(n-1)) zeta2) / (k T)) + (D^2 V / (p T^2))^(1/3) + D / (p T).
+    sqrt(D (sigma2 + (1-(k-1)/(n-1)) zeta2) / (k T)) + (D^2 V tau / (p T^2))^(1/3) + D tau / (p T).
 
-    What a round's k nodes differ from the mean vanishes at k = n. n may be infinite.
+    What a round's k nodes differ from the mean vanishes at k = n. n may be infinite. Derived: the
+    terms of D-SGD's with the heterogeneity as noise, so that it parts the nodes with tau / p, where
+    a heterogeneity that stays at its nodes does with tau^2 / p^2.
     """
-    p, k, T = (np.asarray(v, dtype=float) for v in (p, k, T))
-    D, V = c.L * c.r0, c.sigma2 + c.zeta2
+    p, k, T, tau = (np.asarray(v, dtype=float) for v in (p, k, T, tau))
+    D, V, rate = c.L * c.r0, c.sigma2 + c.zeta2, p / tau
     left_out = 1.0 if math.isinf(n) else (n - k) / max(n - 1, 1)
     sampling = np.sqrt(D * (c.sigma2 + left_out * c.zeta2) / (k * T))
-    bound: Floats = sampling + np.cbrt(D**2 * V / (p * T**2)) + D / (p * T)
+    bound: Floats = sampling + np.cbrt(D**2 * V / (rate * T**2)) + D / (rate * T)
     return bound
 
 
@@ -130,54 +148,69 @@ def best_k(
     on n nodes, by the spectral gaps of the real graphs; ties to the smaller. A k for which there is
     no such graph is left out.
     """
-    gaps = spectral_gaps(graph, candidates(n) if among is None else among)
-    if not gaps:
+    found = consensus(graph, candidates(n) if among is None else among)
+    if not found:
         raise UserError(f"topology {graph} has no graph on any of the numbers of active nodes")
-    k = np.array(sorted(gaps))
-    bounds = teleportation_bound([gaps[int(i)] for i in k], k, n, T, c)
+    k = np.array(sorted(found))
+    p, tau = [[getattr(found[int(i)], name) for i in k] for name in ("p", "tau")]
+    bounds = teleportation_bound(p, k, n, T, c, tau)
     best = int(bounds.argmin())
     return Best(int(k[best]), float(bounds[best]))
 
 
-def spectral_gaps(graph: str | Choice, sizes: Iterable[int]) -> dict[int, float]:
-    """p by number of nodes, of those sizes for which there is such a graph."""
+def consensus(graph: str | Choice, sizes: Iterable[int]) -> dict[int, Consensus]:
+    """tau and p by number of nodes, of those sizes for which there is such a graph."""
     choice = json.dumps(TOPOLOGIES.resolve(graph), sort_keys=True)
-    gaps = {size: _gap(choice, size) for size in sizes}
-    return {size: gap for size, gap in gaps.items() if gap is not None}
+    every = {size: _consensus(choice, size) for size in sizes}
+    return {size: one for size, one in every.items() if one is not None}
+
+
+def spectral_gaps(graph: str | Choice, sizes: Iterable[int]) -> dict[int, float]:
+    """p / tau by number of nodes, of those sizes for which there is such a graph: p of a graph that
+    stays, and what there is of p for each of the tau rounds of one that changes."""
+    return {size: one.rate for size, one in consensus(graph, sizes).items()}
 
 
 @functools.lru_cache(maxsize=4096)
-def _gap(choice: str, n: int) -> float | None:
+def _consensus(choice: str, n: int) -> Consensus | None:
     try:
         graph = topology(json.loads(choice), n)
     except ComponentError:  # there is a graph, and it is wrong
         raise
     except UserError:
         return None
-    gap = gap_by_fourier(graph.mixings)
-    return graph.spectral_gap() if gap is None else gap
+    quick = consensus_by_fourier(graph.mixings) if isinstance(graph, Topology) else None
+    return quick or graph.consensus()
 
 
-def gap_by_fourier(mixings: Iterable[Mixing]) -> float | None:
-    """The spectral gap of matrices that are invariant under the shifts of one a x b grid that wraps
-    around (ring, torus, exponential, complete), in O(n log n); None for any other.
+def consensus_by_fourier(mixings: Iterable[Mixing]) -> Consensus | None:
+    """tau and p of matrices that are invariant under the shifts of one a x b grid that wraps around
+    (ring, torus, exponential, complete), in O(n log n); None for any other.
 
     Such matrices share their eigenvectors, the characters of Z_a x Z_b, and are normal: the norm of
     a product is the largest product of moduli of eigenvalues.
     """
     mixings = list(mixings)
-    n = mixings[0].n_rows
+    n, period = mixings[0].n_rows, len(mixings)
     a = next(d for d in range(math.isqrt(n), 0, -1) if n % d == 0)
     for shape in dict.fromkeys([(1, n), (a, n // a)]):
         kernels = [_kernel(mixing, shape) for mixing in mixings]
         moduli = [
             np.abs(np.fft.fft2(kernel)).ravel()[1:] for kernel in kernels if kernel is not None
         ]
-        if len(moduli) == len(mixings):
-            # by logarithms, so that a long period does not come out as an exact zero
-            with np.errstate(divide="ignore"):
-                logs = np.log(np.where(np.greater(moduli, 1e-12), moduli, 0.0))
-            return 1 - float(np.exp(2 * logs.mean(0).max(initial=-np.inf)))
+        if len(moduli) < period:
+            continue
+        with np.errstate(divide="ignore"):
+            logs = np.log(np.where(np.greater(moduli, 1e-12), moduli, 0.0))
+
+        def windows(tau: int, logs: Floats = logs) -> list[Callable[[], float]]:
+            together = logs.reshape(period // tau, tau, n - 1).sum(1).max(1, initial=-np.inf)
+            # 0 where nothing contracts, which rounding would make a little more or less
+            gaps = np.maximum(-np.expm1(2 * together), 0.0)
+            gaps[gaps < 1e-15 * n] = 0.0
+            return [functools.partial(float, gap) for gap in gaps]
+
+        return best_window(period, windows)
     return None
 
 
@@ -199,7 +232,7 @@ class Rate(NamedTuple):
     """How a topology's gap goes with k, and what follows for the best k and the bound at it."""
 
     gap: Callable[[Floats], Floats]
-    """p_k for large k."""
+    """p_k for large k, of a graph that changes p_k / tau_k."""
     best_k: Fraction | None
     """Exponent of T in the best k, up to logarithms; None where all n nodes are best."""
     bound: Fraction
@@ -212,9 +245,12 @@ RATES = {
     "exponential": Rate(
         lambda k: 4 * np.log2(k) / (1 + np.log2(k)) ** 2, Fraction(1, 3), Fraction(-2, 3)
     ),
+    "base": Rate(lambda k: 1 / np.log2(k), Fraction(1, 3), Fraction(-2, 3)),
     "complete": Rate(np.ones_like, None, Fraction(-2, 3)),
 }
-"""Topologies whose gap is known in closed form."""
+"""Topologies whose gap is known in closed form. The base graph's: tau_k = log2 k rounds to exact
+consensus for degree 1 and k a power of two, among which a search chooses; at most 2 log_(d+1) k + 2
+for degree d and any k (Takezawa et al. 2023)."""
 
 
 class Exponents(NamedTuple):

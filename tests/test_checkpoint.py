@@ -44,6 +44,7 @@ RUNS: dict[str, list[dict[str, Any]]] = {
         }
     ],
     "messages that are lost": [{"loss": q} for q in (0.2, 0.5)],
+    "graphs that are drawn": [{"topology": "equi_dyn", "lr": lr} for lr in (0.1, 0.2)],
     "nodes that are away": [{"away": {"share": share, "spell": 10}} for share in (0.2, 0.4)],
     "samples with replacement, and crops": [{"problem": DIGITS | {"augment": "crop_flip"}}],
 }

@@ -18,12 +18,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import teleport_bench as tb
-from teleport_bench import native
+from teleport_bench import RunSpec, native
 from teleport_bench.activation import BLOCK, draw_holders
 from teleport_bench.data import Dataset, load
 from teleport_bench.data.dataset import Split
 from teleport_bench.data.partition import deal
 from teleport_bench.errors import UserError
+from teleport_bench.fleet import Fleet
 from teleport_bench.problems import Member, classification
 from teleport_bench.problems.classification import Replacement, Shuffle, normalisation
 from teleport_bench.registry import DATA, PROBLEMS
@@ -386,6 +387,74 @@ def test_the_metrics_are_those_of_a_naive_computation(model, chunk, monkeypatch)
             assert_accuracy(found[f"{name}_accuracy"][r].item(), [score], len(split))
         rows = [naive_score(problem, x[a], data.test) for a in range(5) if run[a] == r]
         assert_accuracy(found["test_accuracy_rows"][r].item(), rows, len(data.test))
+
+
+def naive_gradient_norm2(problem, row, decay):
+    """||grad f + decay x||^2 of one model on the whole training set, in float64 at once."""
+    data = problem.dataset
+    x = row[None].double().requires_grad_()
+    inputs = normalised(data, data.train.images)[None]
+    logits = problem.network.logits(problem.network.views(x), inputs)[0]
+    loss = F.cross_entropy(logits, torch.from_numpy(data.train.labels))
+    (gradient,) = torch.autograd.grad(loss + decay / 2 * (x**2).sum(), x)
+    return float((gradient**2).sum())
+
+
+@pytest.mark.parametrize("model", ["logistic", {"name": "mlp", "hidden": [12]}])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_norm_of_the_gradient_is_that_of_the_whole_regularised_objective(
+    model, decay, compiled
+):
+    """Of the mean model, and of no batch or crop, in both engines."""
+    if compiled and not native.available():
+        pytest.skip("no C++ compiler on this machine")
+    problem = problem_of(model, augment="crop_flip", batch_size=7)
+    fleet = problem.fleet([Member(0, 5, 3)], CPU)
+    if compiled:
+        assert fleet.compile(native.Rows(torch.arange(3)))
+    mean = rows_near_the_start(fleet, 3, seed=1)
+    found = fleet.gradient_norm2(mean, decay)
+    assert found.dtype == torch.float64
+    expected = [naive_gradient_norm2(problem, row, decay) for row in mean]
+    assert found.tolist() == pytest.approx(expected, rel=1e-4)
+    alone = fleet.gradient_norm2(mean[1:2], decay).item()
+    assert alone == (found[1].item() if compiled else pytest.approx(found[1].item(), rel=1e-5))
+
+
+@pytest.mark.parametrize("model", ["logistic", {"name": "mlp", "hidden": [16]}])
+def test_a_run_stops_where_its_gradient_is_small_enough(model):
+    """The metric is there for runs that ask for it, the same alone and in a fleet."""
+    asked = {"metric": "gradient_norm2", "value": 0.1, "window": 2, "every": 2}
+    shared = {
+        **{"algorithm": "dsgd", "nodes": 4, "lr": 0.2, "rounds": 120, "eval_every": 40},
+        **{"weight_decay": 0.01, "topology": "ring"},
+        "problem": {"name": "classification", "model": model, "data": "digits"},
+    }
+    silent = RunSpec.model_validate(shared)
+    assert "gradient_norm2" not in silent.known_metrics()
+    specs = [RunSpec.model_validate(shared | {"stop": asked, "seed": s}) for s in (0, 1)]
+    assert "gradient_norm2" in specs[0].known_metrics()
+    together = Fleet(specs, compiled=native.available()).advance()
+    (alone,) = Fleet(specs[1:], compiled=native.available()).advance()
+    assert alone.curves["gradient_norm2"] == pytest.approx(
+        together[1].curves["gradient_norm2"], rel=1e-4
+    )
+    for outcome in together:
+        curve = outcome.curves["gradient_norm2"]
+        assert outcome.reached_at is not None
+        assert 0 < outcome.reached_at < 120
+        assert curve[-1] < 2 * 0.1 < curve[0]
+    short = specs[0].varied(rounds=2, eval_every=1)
+    in_torch, other = (
+        Fleet([short], compiled=c).advance()[0].curves["gradient_norm2"] for c in (False, True)
+    )
+    assert in_torch == pytest.approx(other, rel=1e-4)
+    (plain,) = Fleet([silent], compiled=native.available()).advance()
+    assert "gradient_norm2" not in plain.curves
+    bad = asked | {"metric": "gradient_norm"}
+    with pytest.raises(ValidationError, match="unknown metric 'gradient_norm'"):
+        RunSpec.model_validate(shared | {"stop": bad})
 
 
 @pytest.mark.parametrize("model", ["logistic", "mlp", "lenet"])

@@ -220,6 +220,8 @@ class Events:
         ]
         self.fused = network.form == "fused" and activation == "uniform"
         self.sent = [0] * self.n
+        tries = spec.tries(0)
+        self.tries = np.ones((BLOCK, self.k), dtype=int) if tries is None else tries
         self.more = int(spec.momentum > 0)  # what a token takes along beside its parameters
 
     def cost(self, u, v, vectors=1):
@@ -232,6 +234,7 @@ class Events:
         vectors = dict.fromkeys(self.needs[t][a], 1)
         if self.more:
             vectors[a] = vectors.get(a, 0) + self.more
+        vectors[a] *= int(self.tries[t + 1][a])  # its own last holder sends until it arrives
         return vectors
 
     def phases(self, rounds):
@@ -245,8 +248,8 @@ class Events:
                     for b, vectors in self.fetched(t - 1, a).items()
                 ]
             elif t:
-                links = zip(self.holder[t - 1], self.holder[t], strict=True)
-                fetch = [(*link, 1 + self.more) for link in links]
+                links = zip(self.holder[t - 1], self.holder[t], self.tries[t], strict=False)
+                fetch = [(u, v, (1 + self.more) * int(tries)) for u, v, tries in links]
             gossip = []
             if not self.fused or t == rounds - 1:
                 h = self.holder[t]
@@ -286,7 +289,8 @@ class Events:
                     ends.append(now)
                     continue
                 there = self.holder[t + 1][a]
-                travel = 0 if self.fused else self.cost(here, there, 1 + self.more)
+                vectors = (1 + self.more) * int(self.tries[t + 1][a])
+                travel = 0 if self.fused else self.cost(here, there, vectors)
                 heapq.heappush(queue, (now + travel, "start", t + 1, a))
         return max(ends)
 

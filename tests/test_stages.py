@@ -110,6 +110,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sums of rows": {"algorithm": "d2"},
     "local steps": {"algorithm": {"name": "local_sgd", "local_steps": 3}},
     "a draw a round": {"algorithm": "epidemic"},
+    "losses": {"algorithm": "dsgd", "loss": 0.3},
+    "matchings": {"algorithm": "gradient_tracking", "topology": "equi_dyn"},
 }
 DIGITS = {"name": "classification", "model": "logistic", "data": "digits", "batch_size": 5}
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from teleport_bench.network import Communication
 from teleport_bench.registry import Choice
-from teleport_bench.topologies import Topology, topology
+from teleport_bench.topologies import AnyTopology, of_seed, topology
 
 State = dict[str, Tensor]
 """Flat tensors that an algorithm keeps between rounds, by name; "x" holds the parameters."""
@@ -126,9 +126,9 @@ class Algorithm(ABC):
     vectors: ClassVar[int] = 1
     """Parameter vectors in a message of its gossip: the tensors that it mixes in a round."""
 
-    def graphs(self, choice: Choice, n_tokens: int, seed: int) -> Topology:
+    def graphs(self, choice: Choice, n_tokens: int, seed: int) -> AnyTopology:
         """What it mixes with in a run on that topology, of that seed."""
-        return topology(choice, n_tokens)
+        return topology(of_seed(choice, seed), n_tokens)
 
     def carried(self, *, momentum: bool) -> int:
         """Parameter vectors that a token takes along to another node: all its state."""

@@ -6,7 +6,8 @@ import torch
 
 from teleport_bench.algorithms.d2 import D2
 from teleport_bench.registry import ALGORITHMS, Choice
-from teleport_bench.topologies import Topology
+from teleport_bench.topologies import AnyTopology, RandomTopology, Topology
+from teleport_bench.topologies.drawn import Block, changed
 from teleport_kernels import Mixing
 
 
@@ -24,13 +25,15 @@ class ExactDiffusion(D2):
 
     label = "Exact diffusion"
 
-    def graphs(self, choice: Choice, n_tokens: int, seed: int) -> Topology:
+    def graphs(self, choice: Choice, n_tokens: int, seed: int) -> AnyTopology:
         return _lazy(super().graphs(choice, n_tokens, seed))
 
 
 @functools.lru_cache(maxsize=256)
-def _lazy(topology: Topology) -> Topology:
+def _lazy(topology: AnyTopology) -> AnyTopology:
     """(W^(t) + I)/2 in every round."""
+    if isinstance(topology, RandomTopology):
+        return changed(topology, _lazy_block)
     every = torch.arange(topology.n_nodes)
     halves = []
     for W in topology.mixings:
@@ -46,3 +49,9 @@ def _lazy(topology: Topology) -> Topology:
             )
         )
     return Topology(halves)
+
+
+def _lazy_block(block: Block, _: int) -> Block:
+    weights = block.weights / 2
+    weights[block.there & (block.rows == block.indices)] += 0.5
+    return block._replace(weights=weights)

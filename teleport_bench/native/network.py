@@ -179,6 +179,13 @@ class NativeNetwork:
         layers = network.layers
         return not own and any(layer.shapes for layer in layers) and all(map(_has, layers))
 
+    def gradients(self, x: Tensor, ids: Tensor, images: ctypes.Structure) -> Tensor:
+        """(rows, P): every row's gradient on the same batch of samples, (batch,) int32."""
+        grad = torch.empty_like(x)
+        rows = Rows(torch.zeros(len(x), dtype=torch.int64))
+        self.gradient(rows, x, grad, ids, images)()
+        return grad
+
     def images(self, images: Tensor, labels: Tensor) -> ctypes.Structure:
         """(N, ...) bytes and (N,) labels, for `gradient` and `score`; they must be kept."""
         n = len(labels)

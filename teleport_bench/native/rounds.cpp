@@ -332,6 +332,7 @@ struct Tape {
     std::vector<int64_t> begins;  // of each call's stages, and their end
     std::map<std::array<const int64_t*, 4>, Needs> needs;  // by two matrices
     int64_t shared = 0;  // bytes of one of the two buffers
+    bool moves = false;  // whether matrices are others in every block
 
     void add(const Call& call, decltype(Stage::make) make, int which = 0,
              const Needs* needed = nullptr) {
@@ -412,6 +413,22 @@ Tape* teleport_tape(const Call* calls, int64_t n, const int64_t* order, int64_t 
     return tape;
 }
 
+void teleport_moves(Tape* tape) { tape->moves = true; }
+
+// What the stages of the calls first .. last - 1 need of other groups, by matrices as they are now.
+static void need_anew(Tape* tape, int64_t first, int64_t last) {
+    const Mix* before = nullptr;
+    for (int64_t i = 0; i < last; ++i) {
+        if (tape->calls[i].run != (void (*)(const void*))lent->mix) continue;
+        const Mix* const mix = (const Mix*)tape->calls[i].arguments;
+        if (!before) before = mix;
+        if (i >= first)
+            tape->needs.at({mix->indptr, mix->indices, before->indptr, before->indices}) =
+                tape->groups->needs(*mix, *before);
+        before = mix;
+    }
+}
+
 int teleport_staged(const Tape* tape) { return tape->groups != nullptr; }
 
 void teleport_forget(Tape* tape) { delete tape; }
@@ -423,6 +440,7 @@ void teleport_replay(Tape* tape, const Copy* copies, int64_t n_copies, int64_t f
                      double* seconds, double* ends) {
     for (int64_t i = 0; i < n_copies; ++i) teleport_copy(copies + i);
     if (tape->groups && !ends) {
+        if (tape->moves) need_anew(tape, first, last);
         static thread_local std::vector<Vector> shared;  // new memory costs as much as some rounds
         shared.resize(std::max(shared.size(), size_t(2 * tape->shared) / sizeof(Vector)));
         const int64_t from = tape->begins[first];

@@ -133,12 +133,20 @@ class Recorded:
 class Tape:
     """The calls of the rounds of one block, and the state between them.
 
-    table: the tensors with what a block chooses, a row a round.
+    table: the tensors with what a block chooses, a row a round. moves: whether these are graphs as
+    well, so that rows have other neighbours in another block.
     """
 
     def __init__(
-        self, state: Mapping[str, Tensor], buffers: Buffers, rows: Rows, table: Table
+        self,
+        state: Mapping[str, Tensor],
+        buffers: Buffers,
+        rows: Rows,
+        table: Table,
+        *,
+        moves: bool = False,
     ) -> None:
+        self._moves = moves
         self._buffers, self._rows, self._choices = buffers, rows, table
         self._states = [self._addresses(state)]
         self._calls: list[Call] = []
@@ -235,6 +243,8 @@ class Tape:
         n, order = len(rows.order), ctypes.c_void_p(rows.order.data_ptr())
         whole = loaded.teleport_tape(table, WORD(len(entries)), order, WORD(n), WORD(rows.threads))
         made = ctypes.c_void_p(whole)
+        if self._moves:
+            loaded.teleport_moves(made)
         weakref.finalize(self, loaded.teleport_forget, made)
         return made
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -68,6 +68,11 @@ class FleetProblem(ABC):
         """(runs,) values by metric. x: (rows, P); run: (rows,), each row's run, ascending;
         mean: (runs, P), the mean row of each run; world: (runs,), index into the worlds."""
 
+    def gradient_norm2(self, mean: Tensor, decay: float) -> Tensor:
+        """(runs,) ||grad f(x) + decay x||^2 at the rows of mean, of the objective on all data and
+        its l2 regulariser decay/2 ||x||^2, where `Problem.on_request` has it."""
+        raise NotImplementedError
+
 
 class Problem(ABC):
     """A problem with its options. `worlds` lists the (seed, nodes) pairs that fix each f_i."""
@@ -82,6 +87,10 @@ class Problem(ABC):
     def metrics(self) -> tuple[str, ...]:
         """Metrics that `evaluate` reports: first the objective that nodes minimise, by which a run
         is found to diverge, then the headline, which the progress bar shows."""
+
+    on_request: ClassVar[tuple[str, ...]] = ()
+    """Methods of its fleet that are metrics as well, evaluated for the runs whose target they are:
+    they take as long as many rounds."""
 
     @abstractmethod
     def check(self, n_nodes: int) -> None:

@@ -46,6 +46,9 @@ class Classification(Problem):
     it; "shuffle" goes through the shard in a random order, epoch after epoch, and goes on where the
     node stopped when it is active again (a batch may reach into the next epoch).
 
+    `gradient_norm2`, the squared norm of the gradient of the mean model's objective on the whole
+    training set, weight_decay/2 ||x||^2 included, is taken for runs whose target it is (`stop`).
+
     Augmentation of training batches: "crop" takes a window of the image's size, at a uniformly
     random place, out of the image with 4 black pixels on each side; "crop_flip" also mirrors it
     left to right with probability 1/2.
@@ -67,6 +70,8 @@ class Classification(Problem):
         self.batch_size = batch_size
         self.batches = batches
         self.augment = augment
+
+    on_request = ("gradient_norm2",)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -165,6 +170,8 @@ class FleetClassification(FleetProblem):
         self.shift = torch.from_numpy(shift)[:, None, None].to(device)
         shards = {world: problem.shards(*world) for world in worlds_of(members)}
         self._native: NativeNetwork | None = None
+        self._whole: dict[int, NativeNetwork] = {}
+        """Of passes over the whole training set, by samples of a batch."""
         self.in_order = problem.batches == "shuffle"
         sampler = Shuffle if self.in_order else Replacement
         self.samplers = [
@@ -187,6 +194,10 @@ class FleetClassification(FleetProblem):
 
     def gradient(self, x: Tensor, node: Tensor, data: Tensor) -> Tensor:
         ids, views = (data, None) if self.problem.augment == "none" else data.unbind(1)
+        return self._gradient(x, ids, views)
+
+    def _gradient(self, x: Tensor, ids: Tensor, views: Tensor | None) -> Tensor:
+        """(rows, P): of the mean cross-entropy of each row on its samples, (rows, batch)."""
         images, labels = self.sets["train"]
         batch = images[ids]
         inputs = self._normalised(batch if views is None else seen(batch, views))
@@ -204,11 +215,14 @@ class FleetClassification(FleetProblem):
     def compile(self, rows: Rows) -> bool:
         if not NativeNetwork.supports(self.network):
             return False
-        shape, batch = self.problem.dataset.input_shape, self.problem.batch_size
-        self._native = NativeNetwork(self.network, shape, batch, self.scale, self.shift)
+        self._native = self._of_batch(self.problem.batch_size)
         self._rows = rows
         self._images = {name: self._native.images(*pair) for name, pair in self.sets.items()}
         return True
+
+    def _of_batch(self, size: int) -> NativeNetwork:
+        shape = self.problem.dataset.input_shape
+        return NativeNetwork(self.network, shape, size, self.scale, self.shift)
 
     def call(self, x: Tensor, grad: Tensor, node: Tensor, data: Tensor) -> Call:
         assert self._native is not None
@@ -230,6 +244,25 @@ class FleetClassification(FleetProblem):
             "test_accuracy": accuracy,
             "test_accuracy_rows": sums / torch.bincount(run, minlength=n_runs),
         }
+
+    def gradient_norm2(self, mean: Tensor, decay: float) -> Tensor:
+        labels = self.sets["train"][1]
+        total = torch.zeros(mean.shape, dtype=torch.float64, device=mean.device)
+        ids = torch.arange(len(labels), dtype=torch.int32, device=mean.device)
+        for part in torch.split(ids, SCORED):
+            total += len(part) * self._gradient_on(mean, part).double()
+        gradient = total / len(labels) + decay * mean.double()
+        return (gradient**2).sum(1)
+
+    def _gradient_on(self, x: Tensor, ids: Tensor) -> Tensor:
+        """(rows, P): the gradient of every row on the same samples."""
+        if self._native is not None:
+            if len(ids) not in self._whole:
+                self._whole[len(ids)] = self._of_batch(len(ids))
+            return self._whole[len(ids)].gradients(x, ids, self._images["train"])
+        rows = max(1, CHUNK // self.sets["train"][0][:SCORED].numel())
+        parts = torch.split(x, rows)
+        return torch.cat([self._gradient(p, ids.expand(len(p), -1), None) for p in parts])
 
     def _normalised(self, images: Tensor) -> Tensor:
         return images.float().mul_(self.scale).add_(self.shift)

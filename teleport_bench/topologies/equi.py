@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
 
 from teleport_bench.errors import UserError
 from teleport_bench.registry import TOPOLOGIES
+from teleport_bench.seeds import BLOCK, generator
+from teleport_bench.topologies.drawn import AnyTopology, Block, RandomTopology, packed
 from teleport_bench.topologies.schedule import MOST_PERIOD, Topology, check_size, static
 from teleport_kernels import Mixing
 
 
 @TOPOLOGIES.register("equi_static")
 def equi_static(
-    n_nodes: int, *, degree: PositiveInt | None = None, seed: NonNegativeInt = 0
+    n_nodes: int, *, degree: PositiveInt | None = None, seed: NonNegativeInt | None = None
 ) -> Topology:
     """Directed, random: node i hears i + a for `degree` shifts a, by default ceil(log2 n) of them.
 
@@ -26,9 +31,10 @@ def equi_static(
 
         E ||W x - J x||^2 = (n-2) / (n M) ||x - J x||^2 < 1/M ||x - J x||^2,  M = degree.
 
-    Source: D-EquiStatic, Song et al. 2022; the equality is derived from E[P_a] = (n J - I)/(n-1).
+    seed: None is that of the run. Source: D-EquiStatic, Song et al. 2022; the equality is derived
+    from E[P_a] = (n J - I)/(n-1).
     """
-    n, random = n_nodes, np.random.default_rng(seed)
+    n, random = n_nodes, np.random.default_rng(seed or 0)
     if n == 1:
         return static(Mixing.identity(1))
     check_size(n, degree or 0)
@@ -46,8 +52,10 @@ def equi_static(
 
 
 @TOPOLOGIES.register("equi_dyn")
-def equi_dyn(n_nodes: int, *, period: PositiveInt = 64, seed: NonNegativeInt = 0) -> Topology:
-    """One random peer a round, undirected; `period` matchings are drawn and then come again.
+def equi_dyn(
+    n_nodes: int, *, period: PositiveInt | None = None, seed: NonNegativeInt | None = None
+) -> AnyTopology:
+    """One random peer a round, undirected; with a `period`, so many matchings that come again.
 
     In a round W = I - w L, L the Laplacian of a matching: W is symmetric and doubly stochastic for
     0 <= w <= 1. The matching is greedy: from a uniform node s on, every node i that is free takes
@@ -56,28 +64,55 @@ def equi_dyn(n_nodes: int, *, period: PositiveInt = 64, seed: NonNegativeInt = 0
         E ||W x - J x||^2 <= (1 - 4/3 w (1-w) n/(n-1)) ||x - J x||^2 <= 2/3 ||x - J x||^2
 
     with the weight w = (n-1)/(2n) of Song et al. 2022 (OU-EquiDyn with eta = 1/2). The expectation
-    is over the draw of a round; a period of few rounds may not connect all nodes.
+    is over the draw of a round; a period of few rounds may not connect all nodes. seed: None is
+    that of the run.
     """
     if n_nodes == 1:
         return static(Mixing.identity(1))
-    check_size(n_nodes, 2 * n_nodes * period)
+    check_size(n_nodes, 2 * n_nodes * (period or BLOCK))
+    if period is None:
+        draw = functools.partial(_matchings, n_nodes, seed or 0)
+        return RandomTopology(n_nodes, 2 * n_nodes, draw, functools.partial(_moment, n_nodes))
     if period > MOST_PERIOD:
         raise UserError(f"period = {period:,}, expected at most {MOST_PERIOD:,} rounds")
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(seed or 0)
     draws = random.integers([1, 0], n_nodes, size=(period, 2))
     return Topology([_matching(n_nodes, int(a), int(s)) for a, s in draws])
 
 
-def _matching(n: int, shift: int, start: int) -> Mixing:
-    """The greedy matching of nodes `shift` apart, from node start on, with EquiTopo's weights.
+def _matchings(n: int, seed: int, block: int) -> Block:
+    """Those of a block of rounds."""
+    random = generator(seed, "equi_dyn", nodes=n, block=block)
+    draws = random.integers([1, 0], n, size=(BLOCK, 2))
+    partner = np.tile(np.arange(n), (BLOCK, 1))
+    for i, (shift, start) in enumerate(draws.tolist()):
+        first, second = _pairs(n, shift, start)
+        partner[i, first], partner[i, second] = second, first
+    every = np.broadcast_to(np.arange(n), partner.shape)
+    alone = partner == every
+    columns = np.sort(np.stack([every, partner], 2), axis=2)
+    weights = np.where(columns == every[:, :, None], (n + 1) / (2 * n), (n - 1) / (2 * n))
+    weights[alone] = 1
+    keep = np.stack([np.ones_like(alone), ~alone], 2)
+    flat = (BLOCK, 2 * n)
+    return packed(keep.reshape(flat), 2 - alone, columns.reshape(flat), weights.reshape(flat))
 
-    Shifts a and n - a link the same pairs and only begin elsewhere, and the start is uniform: the
-    shorter one is taken. Then even blocks of that many nodes take the odd ones after them.
-    """
-    shift = min(shift, n - shift)
-    place = torch.arange(n - shift)
-    first = (start + place[place // shift % 2 == 0]) % n
-    second = (first + shift) % n
+
+def _moment(n: int) -> Tensor:
+    """E[W^T W] = I - 2 w (1-w) E[L]: two nodes with a distance of d meet with the probability
+    2/(n-1) edges(d)/n, since the start of a matching is uniform."""
+    distance = torch.arange(n)
+    edges = torch.tensor([0, *(len(_pairs(n, d, 0)[0]) for d in range(1, n))], dtype=torch.float64)
+    meet = 2 * edges / (n * (n - 1))
+    square = (n - 1) * (n + 1) / (2 * n * n)  # 2 w (1 - w)
+    kernel = square * meet
+    kernel[0] = 1 - kernel.sum()
+    return kernel[(distance[:, None] - distance) % n]
+
+
+def _matching(n: int, shift: int, start: int) -> Mixing:
+    """The matching of these pairs, with EquiTopo's weights."""
+    first, second = map(torch.from_numpy, _pairs(n, shift, start))
     pairs = torch.full((len(first),), (n - 1) / (2 * n), dtype=torch.float64)
     home = torch.ones(n, dtype=torch.float64)
     home[torch.cat([first, second])] = (n + 1) / (2 * n)
@@ -88,3 +123,15 @@ def _matching(n: int, shift: int, start: int) -> Mixing:
         torch.cat([every, second, first]),
         torch.cat([home, pairs, pairs]),
     )
+
+
+def _pairs(n: int, shift: int, start: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The greedy matching of nodes `shift` apart, from node start on: both ends of each edge.
+
+    Shifts a and n - a link the same pairs and only begin elsewhere, and the start is uniform: the
+    shorter one is taken. Then even blocks of that many nodes take the odd ones after them.
+    """
+    shift = min(shift, n - shift)
+    place = np.arange(n - shift)
+    first = (start + place[place // shift % 2 == 0]) % n
+    return first, (first + shift) % n

@@ -18,12 +18,13 @@ def erdos_renyi(
     *,
     p: Annotated[float, Field(gt=0, le=1)] | None = None,
     degree: PositiveFloat | None = None,
-    seed: NonNegativeInt = 0,
+    seed: NonNegativeInt | None = None,
 ) -> Topology:
     """A connected graph G(n, p): every pair is linked with probability p; or give its mean degree.
 
     degree: the mean number of neighbours, p = degree / (n-1), at most 1. Without p and degree it is
-    2 ln n, twice what a random graph needs to be connected. Metropolis-Hastings weights.
+    2 ln n, twice what a random graph needs to be connected. Metropolis-Hastings weights. seed: None
+    is that of the run.
     """
     import networkx as nx  # takes half a second, and only random graphs need it
 
@@ -37,7 +38,7 @@ def erdos_renyi(
         if 1.0 - p == 1.0:  # networkx would divide by log(1 - p)
             graph = nx.empty_graph(n)
         else:
-            graph = nx.fast_gnp_random_graph(n, p, seed=seed * TRIES + attempt)
+            graph = nx.fast_gnp_random_graph(n, p, seed=(seed or 0) * TRIES + attempt)
         if nx.is_connected(graph):
             return static(metropolis_hastings(n, graph.edges))
     enough = math.ceil(math.log(n)) + 3  # connected with a probability of 1 - exp(-3)

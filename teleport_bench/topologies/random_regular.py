@@ -10,10 +10,13 @@ TRIES = 100
 
 
 @TOPOLOGIES.register("random_regular")
-def random_regular(n_nodes: int, *, degree: PositiveInt = 3, seed: NonNegativeInt = 0) -> Topology:
+def random_regular(
+    n_nodes: int, *, degree: PositiveInt = 3, seed: NonNegativeInt | None = None
+) -> Topology:
     """A connected graph drawn from those in which every node has `degree` neighbours.
 
-    Up to degree + 1 nodes it is the complete graph, the only one that comes close.
+    Up to degree + 1 nodes it is the complete graph, the only one that comes close. seed: None is
+    that of the run.
     """
     check_size(n_nodes, n_nodes * (1.0 + min(degree, n_nodes - 1)))
     import networkx as nx  # takes half a second, and only this graph needs it
@@ -29,7 +32,7 @@ def random_regular(n_nodes: int, *, degree: PositiveInt = 3, seed: NonNegativeIn
             f"even; take degree {degree - 1} or {degree + 1}, or one node more"
         )
     for attempt in range(TRIES):
-        graph = nx.random_regular_graph(degree, n_nodes, seed=seed * TRIES + attempt)
+        graph = nx.random_regular_graph(degree, n_nodes, seed=(seed or 0) * TRIES + attempt)
         if nx.is_connected(graph):
             return static(metropolis_hastings(n_nodes, graph.edges))
     raise UserError(

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from teleport_bench.errors import UserError
-from teleport_bench.topologies.spectrum import spectral_gap
+from teleport_bench.topologies.spectrum import Consensus, consensus, spectral_gap
 from teleport_kernels import Mixing
 
 
@@ -45,6 +45,10 @@ class Topology:
     def spectral_gap(self) -> float:
         """p = 1 - ||W - J||_2^2 a round, J = 11^T/n; see `spectrum.spectral_gap`."""
         return spectral_gap([self.matrix(t) for t in range(self.period)])
+
+    def consensus(self) -> Consensus:
+        """tau and p of the rates, of the best window of tau rounds; see `spectrum.consensus`."""
+        return consensus([self.matrix(t) for t in range(self.period)])
 
 
 MOST_PERIOD = 2**16

@@ -8,32 +8,33 @@ from typing import Any
 import torch
 
 from teleport_bench.errors import ComponentError
-from teleport_bench.topologies.schedule import Topology
+from teleport_bench.topologies.drawn import AnyTopology, RandomTopology
 from teleport_kernels import Mixing
 
 TOLERANCE = 1e-6
 """Of the sum of a row or a column: weights that were computed in float32 are about 1e-7 off."""
 
-_CHECKED: weakref.WeakKeyDictionary[Topology, bool] = weakref.WeakKeyDictionary()
+_CHECKED: weakref.WeakKeyDictionary[AnyTopology, bool] = weakref.WeakKeyDictionary()
 """Of those that were checked, whether their columns were."""
 
 
-def checked(topology: Any, what: str, n: int, *, columns: bool = True) -> Topology:
+def checked(topology: Any, what: str, n: int, *, columns: bool = True) -> AnyTopology:
     """The topology, if its matrices are nonnegative, on n nodes, and their rows sum to 1; with
     `columns`, their columns too.
 
     Raises ComponentError that names round, row or column, and sum. what: its name in messages.
-    O(entries) time the first time, nothing from then on.
+    O(entries) time the first time, nothing from then on. Of matrices that are drawn afresh, those
+    of the first round are looked at.
     """
     what = f"{what} on {n} nodes"
-    if not isinstance(topology, Topology):
+    if not isinstance(topology, AnyTopology):
         raise ComponentError(
             f"{what} gives {_kind(topology)}, expected a Topology: return Topology([W]) with "
             "W = Mixing.from_dense(..) or metropolis_hastings(..)"
         )
     if topology in _CHECKED and _CHECKED[topology] >= columns and topology.n_nodes == n:
         return topology
-    mixings = topology.mixings
+    mixings = [topology.mixing(0)] if isinstance(topology, RandomTopology) else topology.mixings
     if not isinstance(mixings, list | tuple):
         raise ComponentError(f"{what} has {_kind(mixings)}, expected a list of Mixings: [W]")
     if not mixings:
