@@ -201,6 +201,8 @@ def sanitized(
     command = [compiler, "-print-file-name=libasan.so"]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     runtime = Path(found.stdout.strip())
+    command[1] = "-print-file-name=libstdc++.so.6"
+    standard = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     if not runtime.is_absolute():
         pytest.skip("g++ has no libasan.so on this machine: install it (Debian: libgcc-12-dev)")
     flags = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -g1"
@@ -213,7 +215,8 @@ def sanitized(
         environment = {
             "CXX": str(wrapper),
             "XDG_CACHE_HOME": str(folder),
-            "LD_PRELOAD": str(runtime),
+            # with the C++ library, whose exceptions it intercepts: Python itself has none
+            "LD_PRELOAD": f"{runtime} {standard}",
             # Python keeps what it allocates; NumPy asks for more than there is to see it fail
             "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
         }

@@ -101,7 +101,7 @@ def _is_there(value: object, device: torch.device) -> TypeGuard[Tensor]:
             and value.layout == torch.strided
             and value.device == device
             and value.is_contiguous()
-            and not (value.requires_grad or value.is_neg() or value.is_conj())
+            and not (value.requires_grad or value.is_neg() or value.is_conj() or value.is_nested)
             and value.untyped_storage().nbytes()
             >= value.element_size() * (value.storage_offset() + value.numel())
         )
