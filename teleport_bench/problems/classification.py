@@ -259,7 +259,7 @@ class FleetClassification(FleetProblem):
         if self._native is not None:
             if len(ids) not in self._whole:
                 self._whole[len(ids)] = self._of_batch(len(ids))
-            return self._whole[len(ids)].gradients(x, ids, self._images["train"])
+            return self._whole[len(ids)].gradients(x, ids[None], self._images["train"])
         rows = max(1, CHUNK // self.sets["train"][0][:SCORED].numel())
         parts = torch.split(x, rows)
         return torch.cat([self._gradient(p, ids.expand(len(p), -1), None) for p in parts])
