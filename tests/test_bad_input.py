@@ -692,7 +692,7 @@ KERNELS: dict[str, tuple[Callable[[], object], str]] = {
         "row must be whole numbers, got torch.float32",
     ),
     "a matrix of complex numbers": (lambda: Mixing.from_dense(torch.eye(2) + 0j), "must be real"),
-    "less than no rows": (lambda: Mixing.identity(-3), "0 rows or more, got -3"),
+    "less than no rows": (lambda: Mixing.identity(-3), "must be in 0..2147483648, got -3"),
     "blocks that are dense": (lambda: tk.block_diag([torch.eye(2)]), "needs a list of Mixings"),
     "blocks that are one": (lambda: tk.block_diag(M), "needs a list of Mixings, got Mixing"),
 }

@@ -410,7 +410,7 @@ def test_a_function_that_returns_no_data_set_is_named(given):
 
     try:
         DATA.register(name)(made)
-        with pytest.raises(UserError, match=rf"'{name}' gave .*, expected a Dataset: return"):
+        with pytest.raises(UserError, match=rf"'{name}' gives .*, expected a Dataset"):
             load({"name": name})
     finally:
         DATA.restore(entries)

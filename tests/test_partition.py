@@ -323,7 +323,9 @@ def test_too_many_nodes_are_pointed_to_overlapping_shards() -> None:
 
 @pytest.mark.parametrize("samples", [10**9, 10**30])
 def test_more_samples_than_can_be_kept_are_refused_at_once(samples):
-    with pytest.raises(UserError, match=rf"13 nodes of {samples} samples each are more than"):
+    with pytest.raises(
+        UserError, match=rf"{samples:,} samples for each of 13 nodes, expected at most"
+    ):
         check_split(PARTITIONS.resolve({"name": "overlapping", "samples": samples}), 200, 13)
 
 

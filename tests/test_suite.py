@@ -457,7 +457,7 @@ def test_settings_are_known_by_dotted_keys_components_by_name_and_options(source
     settings = settings_of(expand(source, run=run)[0].spec)
     assert settings["problem.dim"] == 5
     assert settings["topology.name"] == "random_regular"
-    assert value_of(settings, "topology") == "random_regular (degree 3, seed 0)"
+    assert value_of(settings, "topology") == "random_regular (degree 3)"
     assert value_of(settings, "algorithm") == "dsgd"
     assert value_of(settings, "stop.value") is None
 

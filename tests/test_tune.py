@@ -262,7 +262,7 @@ def test_the_number_of_choices_at_an_end_of_the_grid_is_told(tuned):
     suite, records = tuned(lambda label, lr, _: lr if label == "D-SGD" else abs(lr - 0.2))
     _, files = build(suite, records)
     assert (
-        "1 of 2 choices lie at an end of the grid of step sizes"
+        "1 of 2 choices lies at an end of the grid of step sizes"
         in files["tables/step-sizes.md"].decode()
     )
 

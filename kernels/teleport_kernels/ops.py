@@ -119,7 +119,7 @@ def sgd_mix(
         check_lr(lr, k, x.device)
         lr = lr.to(dtype).expand(k).contiguous()
     else:
-        lr = number("lr, unless it is a tensor,", lr, dtype)
+        lr = number("lr", lr, dtype, "a number or a tensor")
         lr = torch.full((k,), lr, dtype=dtype, device=x.device)
     beta, weight_decay = (
         number(name, value, dtype)

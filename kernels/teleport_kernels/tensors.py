@@ -73,10 +73,10 @@ def elements(tensor: Tensor) -> int:
     return last + 1
 
 
-def number(name: str, value: object, dtype: torch.dtype) -> float:
+def number(name: str, value: object, dtype: torch.dtype, kind: str = "a number") -> float:
     """A real number of Python or NumPy, which is one in that dtype too."""
     if isinstance(value, bool) or not isinstance(value, (float, int, numbers.Real)):
-        raise ValueError(f"{name} must be a number, got {shown(value)}")
+        raise ValueError(f"{name} must be {kind}, got {shown(value)}")
     with contextlib.suppress(OverflowError):
         real = float(value)
         if abs(real) <= torch.finfo(dtype).max or not math.isfinite(real):

@@ -126,8 +126,8 @@ BAD = {
     ),
     "groups must be whole numbers, got torch.bool": lambda: tk.consensus(X, index(0, 0, 1).bool()),
     "groups must be a tensor, got list": lambda: tk.consensus(X, [0, 0, 1]),
-    "lr, unless it is a tensor, must be a number, got '0.1'": lambda: tk.sgd_mix(X, G, M, lr="0.1"),
-    "must be a number, got [0.1, 0.1, 0.1]": lambda: tk.sgd_mix(X, G, M, lr=[0.1] * 3),
+    "lr must be a number or a tensor, got '0.1'": lambda: tk.sgd_mix(X, G, M, lr="0.1"),
+    "must be a number or a tensor, got [0.1, 0.1, 0.1]": lambda: tk.sgd_mix(X, G, M, lr=[0.1] * 3),
     "must be a number that torch.float32 holds, got 1e+300": lambda: tk.sgd_mix(X, G, M, lr=1e300),
     "must be a number that torch.float32 holds, got 10000": lambda: tk.sgd_mix(X, G, M, lr=10**400),
     "lr must be real numbers, got torch.complex64": lambda: tk.sgd_mix(
