@@ -1033,9 +1033,7 @@ class _Recorder:
         if self.target is None:
             return
         with self.fleet.phase("metric"):
-            asked = self.fleet.spec.build_problem().on_request
-            metrics = self._requested if self.target.metric in asked else self._metrics
-            self.ending = self.target.look(t, metrics(t, x)[self.target.metric]) & ~self.over
+            self.ending = self.target.look(t, self._of_target(t, x)) & ~self.over
 
     def evaluate(
         self, t: int, x: Tensor, on_tick: Callable[[Tick], None], all_runs: bool = True
@@ -1109,6 +1107,18 @@ class _Recorder:
                 )
             sound[name] = value
         return sound
+
+    def _of_target(self, t: int, x: Tensor) -> NDArray[np.float64]:
+        """(runs,): the target's metric after t rounds, and no other where it can be had alone."""
+        assert self.target is not None
+        name = self.target.metric
+        if name in self.problem.on_request:
+            return self._requested(t, x)[name]
+        if not self._found or self._found[0] != t:
+            value = self.fleet.problem.at_mean(name, self._consensus(x)[0])
+            if value is not None:
+                return value.double().cpu().numpy()
+        return self._metrics(t, x)[name]
 
     def _requested(self, t: int, x: Tensor) -> dict[str, NDArray[np.float64]]:
         """The target's metric after t rounds, if it is one that is evaluated on request alone."""

@@ -601,3 +601,26 @@ def test_runs_on_constant_channels_finish(compiled, n_constant, monkeypatch):
     record = tb.run(spec, "cpu", compile="on" if compiled else "off")
     assert record.status == "finished"
     assert record.final("train_loss") < 2
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_look_at_the_mean_is_to_the_bit_what_an_evaluation_finds(compiled: bool) -> None:
+    if compiled and not native.available():
+        pytest.skip("no C++ compiler on this machine")
+    problem = PROBLEMS.build(PROBLEMS.resolve(SETTINGS_OF_A_LOOK))
+    members = [Member(seed, 5, 5) for seed in range(3)]
+    fleet = problem.fleet(members, CPU)
+    if compiled:
+        assert fleet.compile(native.Rows(torch.arange(15)))
+    x = torch.stack([fleet.initial(seed) for seed in range(15)])
+    run = torch.arange(3).repeat_interleave(5)
+    mean = torch.stack([x[run == i].mean(0) for i in range(3)])
+    found = fleet.evaluate(x, mean, run, torch.arange(3))
+    for name in ("train_loss", "validation_accuracy", "test_accuracy"):
+        looked = fleet.at_mean(name, mean)
+        assert looked is not None
+        assert torch.equal(looked, found[name])
+    assert fleet.at_mean("test_accuracy_rows", mean) is None
+
+
+SETTINGS_OF_A_LOOK = {"name": "classification", "model": "logistic", "data": "digits"}

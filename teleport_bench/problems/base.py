@@ -68,6 +68,11 @@ class FleetProblem(ABC):
         """(runs,) values by metric. x: (rows, P); run: (rows,), each row's run, ascending;
         mean: (runs, P), the mean row of each run; world: (runs,), index into the worlds."""
 
+    def at_mean(self, metric: str, mean: Tensor) -> Tensor | None:
+        """(runs,): a metric that depends on the mean rows alone, to the bit as `evaluate` gives it;
+        None of any other. Looks at a target then cost no pass over all rows."""
+        return None
+
     def gradient_norm2(self, mean: Tensor, decay: float) -> Tensor:
         """(runs,) ||grad f(x) + decay x||^2 at the rows of mean, of the objective on all data and
         its l2 regulariser decay/2 ||x||^2, where `Problem.on_request` has it."""

@@ -228,6 +228,16 @@ class FleetClassification(FleetProblem):
         assert self._native is not None
         return self._native.gradient(self._rows, x, grad, data, self._images["train"])
 
+    def at_mean(self, metric: str, mean: Tensor) -> Tensor | None:
+        match metric:
+            case "train_loss":
+                return self._score(mean, "train")[0]
+            case "validation_accuracy":
+                return self._score(mean, "validation")[1]
+            case "test_accuracy":
+                return self._score(mean, "test")[1]
+        return None
+
     def evaluate(self, x: Tensor, mean: Tensor, run: Tensor, world: Tensor) -> dict[str, Tensor]:
         n_runs = mean.shape[0]
         accuracy = self._score(mean, "test")[1]
