@@ -13,7 +13,7 @@ from teleport_bench.tune import decided
 
 RESULTS = Path(__file__).parents[1] / "results"
 SUITES = sorted(p.parent.relative_to(RESULTS).as_posix() for p in RESULTS.rglob("suite.json"))
-LARGE = ("paper/fig2", "paper/fig2_spectrum")  # more than 10,000 records
+LARGE = ("paper/fig2", "evidence/fig2_spectrum")  # more than 10,000 records
 CHECKED = [pytest.param(s, marks=[pytest.mark.slow] if s in LARGE else []) for s in SUITES]
 
 
