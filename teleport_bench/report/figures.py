@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -112,7 +113,8 @@ def canvas(name: str, width: float, height: float) -> Iterator[Figure]:
 def rendered(figure: Figure, note: str | None = None) -> dict[str, bytes]:
     """{"svg": .., "png": ..}; note: small text in a corner below the panels."""
     if note:
-        figure.supxlabel(note, x=0.01, ha="left", fontsize=6, color="#888888")
+        lines = textwrap.fill(note, int(20 * figure.get_size_inches()[0]))  # 20 letters to an inch
+        figure.supxlabel(lines, x=0.01, ha="left", fontsize=6, color="#888888")
         figure.texts[-1].set_parse_math(False)
     return {"svg": _save(figure, "svg"), "png": _save(figure, "png")}
 
