@@ -393,7 +393,7 @@ class Suite:
         if "topology" not in {key.partition(".")[0] for key in (*own, *of_method)}:
             return
         try:
-            choice = ALGORITHMS.resolve(own.get("algorithm", self.spec.run.get("algorithm")))
+            choice = ALGORITHMS.resolve(own.get("algorithm", self.spec.run.get("algorithm", "")))
             fixed = build_algorithm(choice).graph and "algorithm" not in {*grid, *self.spec.set}
         except ValueError:
             return  # a run says what is wrong with it, or its algorithm is of a grid

@@ -47,8 +47,9 @@ class Quadratic(Problem):
 
     "curvature": f_i = 1/2 ||A_i x - b_i||^2, A_i^2 = (i^2/n) I, b_i ~ N(0, zeta2/i^2 I), i = 1..n
     (Koloskova et al. 2020); the curvature grows with n.
-    "spectrum": H_i = Q_i diag(mu .. L) Q_i^T, log-spaced (dim = 1: L), random rotations Q_i, and gradients
-    at the optimum scaled so that (1/n) sum ||grad f_i(x*)||^2 = zeta2 exactly.
+    "spectrum": H_i = Q_i diag(mu .. L) Q_i^T, log-spaced (of one dimension L), with random
+    rotations Q_i, and gradients at the optimum scaled so that (1/n) sum ||grad f_i(x*)||^2 = zeta2
+    exactly.
     """
 
     def __init__(
