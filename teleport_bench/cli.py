@@ -318,6 +318,8 @@ def _execute(
         be_deterministic()
     folder = options.out / suite.name
     _check_place(folder, suite)
+    for note in suite.notes():
+        print(f"teleport-bench: {suite.name}: {note}", file=sys.stderr)
     meter = Meter()
     with Store(folder) as store:
         try:

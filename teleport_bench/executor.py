@@ -21,6 +21,7 @@ from teleport_bench.checkpoint import Checkpoint
 from teleport_bench.errors import UserError, nearest
 from teleport_bench.fleet import Fleet, Tick, fleet_bytes, group, split
 from teleport_bench.locator import Locator
+from teleport_bench.problems.base import described
 from teleport_bench.progress import Meter
 from teleport_bench.record.provenance import code, environment, loaded
 from teleport_bench.record.records import Records
@@ -210,13 +211,19 @@ def run_group(
             "spec": settings,
             "made": Made(phases=outcome.phases if outcome else {}, code=by, **made),
         }
+        posed: dict[str, Any] = {}
+        if outcome is not None:
+            try:
+                posed = described(spec.build_problem(), spec.seed, spec.nodes)
+            except UserError as fault:  # of a problem from outside of the package
+                outcome, error = None, str(fault)
         if outcome is None:
             records.append(Record(status="failed", error=error, **common))
             continue
         records.append(
             Record(
                 status="finished" if outcome.diverged_at is None else "diverged",
-                problem=spec.build_problem().describe(spec.seed, spec.nodes),
+                problem=posed,
                 curves=outcome.curves,
                 diverged_at=outcome.diverged_at,
                 reached_at=outcome.reached_at,
@@ -236,7 +243,7 @@ def _made_by(fleet: Fleet, device: torch.device) -> dict[str, Any]:
         "environment": environment(device),
         "engine": fleet.engine,
         "libraries": native.identity() if fleet.compiled else None,
-        "data": problem.describe(spec.seed, spec.nodes).get("data"),
+        "data": described(problem, spec.seed, spec.nodes).get("data"),
     }
 
 

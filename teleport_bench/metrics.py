@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from teleport_bench.errors import UserError
 
 
-class Metric(NamedTuple):
-    """A quantity that is evaluated along a run."""
+@dataclass(frozen=True)
+class Metric:
+    """A quantity that is evaluated along a run.
+
+    better: "higher" or "lower". format: how a value is written, as in "{:.3f}". log: whether it is
+    drawn on a logarithmic axis, and compared by factors. Raises UserError for anything else.
+    """
 
     label: str
-    better: str  # "higher" or "lower"
+    better: str
     format: str
     log: bool = False
+
+    def __post_init__(self) -> None:
+        if self.better not in ("higher", "lower"):
+            raise UserError(
+                f"metric {self.label!r:.80}: which way is better is to be 'higher' or 'lower', got "
+                f"{self.better!r:.80}"
+            )
+        try:
+            written = self.format.format(0.5)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            written, why = "", f" ({error})"
+        else:
+            why = ", which shows no value"
+        if written in ("", self.format):
+            raise UserError(
+                f"metric {self.label!r:.80}: cannot write numbers by the format "
+                f"{self.format!r:.80}{why}: give one such as '{{:.3f}}'"
+            )
 
     @property
     def sign(self) -> int:
@@ -19,7 +45,31 @@ class Metric(NamedTuple):
         return 1 if self.better == "higher" else -1
 
 
-METRICS = {
+class _Metrics(dict[str, Metric]):
+    """Metrics by name, each registered once: of two, reports would take the one that came last."""
+
+    def __setitem__(self, name: str, metric: Metric) -> None:
+        if not isinstance(metric, Metric):
+            raise UserError(
+                f"metric {name!r:.80} is to be a teleport_bench.metrics.Metric, got {metric!r:.80}"
+            )
+        if self.get(name, metric) != metric:
+            raise UserError(
+                f"metric {name!r:.80} is there already, as {self[name]}: give yours another name"
+            )
+        super().__setitem__(name, metric)
+
+    def update(self, *others: Any, **named: Metric) -> None:
+        for name, metric in dict(*others, **named).items():
+            self[name] = metric
+
+    def __ior__(self, other: Any) -> _Metrics:  # type: ignore[override,misc]
+        self.update(other)
+        return self
+
+
+METRICS = _Metrics()
+METRICS |= {
     "test_accuracy": Metric("test accuracy, mean model", "higher", "{:.3f}"),
     "test_accuracy_rows": Metric("test accuracy, mean over own models", "higher", "{:.3f}"),
     "validation_accuracy": Metric("validation accuracy, mean model", "higher", "{:.3f}"),

@@ -340,6 +340,8 @@ class Check:
         self._settings = [settings_of(spec) for _, spec in self.runs]
         self._files: dict[str, str] = {}
         """Of the names of tables and figures, in small letters, their kinds."""
+        self.simulated = False
+        """Whether an item shows what a network costs."""
 
     def evaluated(self, name: str, why: str, place: Loc) -> None:
         """A metric that records hold, and not one that is measured or computed of a whole run."""
@@ -533,6 +535,7 @@ class Check:
             return
         from teleport_bench.network import Network
 
+        self.simulated = True
         try:
             own = item.network if network_of_item is None else network_of_item
             network = Network.model_validate({**self.network, **own})

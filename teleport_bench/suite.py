@@ -75,6 +75,9 @@ MAX_RUNS = 100_000
 MOST_ITEMS = 500
 """Methods of a suite, and tables, figures, claims and profiles, of each."""
 
+ITEMS = ("table", "figure", "claim", "profile")
+"""What a report shows of runs."""
+
 T = TypeVar("T")
 Items = Annotated[list[T], Field(max_length=MOST_ITEMS)]
 
@@ -194,6 +197,10 @@ class Suite:
     _reported: list[PlannedRun] = field(default_factory=list)
     _tuned: set[str] = field(default_factory=set)
     """The cells whose trials are in `tuning`."""
+    _notes: list[str] = field(default_factory=list)
+    """Of `notes`, those on what was left behind when the suite was loaded."""
+    _simulated: bool = False
+    """Whether the report shows what a network costs."""
 
     @property
     def scale_note(self) -> str | None:
@@ -216,10 +223,16 @@ class Suite:
         check_plain(source, locator)
         if scale == "small":
             source = _at_small_scale(source, locator)
+        tuned = "tune" in source
         for override in overrides:
             locator.overridden[_override(source, override)] = f"--set {override}"
         suite = cls.from_source(suite_name(name, scale), source, locator)
         suite.overrides = list(overrides)
+        if tuned and "tune" not in source:
+            suite._notes.append("--set lr: it is given, so that [tune] chooses nothing")
+        keys = [override.partition("=")[0].strip() for override in overrides]
+        for key in dict.fromkeys(key for key in keys if keys.count(key) > 1):
+            suite._notes.append(f"--set {key} is given more than once, and the last one holds")
         if scale == "full" and suite.spec.small:
             try:  # what is set for this scale may not suit the other
                 cls.load(name, (), "small")
@@ -290,13 +303,14 @@ class Suite:
         base = _merge(self.spec.run, own)
         if method.search:
             self._check_choosable(base.get("algorithm"), i, where)
+        self._check_ignored(i, own, method.grid, where)
         grid = self._grid(own, method.grid)
 
         def spec_of(cell: dict[str, Any], **trial: Any) -> RunSpec:
             merged = copy.deepcopy(base)
             key = ""
             try:
-                for key, value in (cell | self.spec.set).items():
+                for key, value in (*_in_order(cell), *_in_order(self.spec.set)):
                     if key == TOGETHER and isinstance(value, dict):
                         merged = _merge(merged, value)
                     else:
@@ -355,6 +369,76 @@ class Suite:
             for k, v in (grid | of_method).items()
             if not any(k == key or k.startswith(f"{key}.") for key in self.spec.set)
         }
+
+    def _check_ignored(
+        self, i: int, own: dict[str, Any], of_method: dict[str, list[Any]], where: Locator
+    ) -> None:
+        """Refuse settings of a method that another place would replace without a word."""
+        for key in of_method:
+            if key != TOGETHER and key not in self.spec.set and _has(own, key.split(".")):
+                message = f"{key}: the method's grid has it too: give it in one of the two"
+                raise UserError(where.at(("method", i, *key.split(".")), message))
+        grid = self._grid(own, of_method)
+        for table in grid.get(TOGETHER, ()):
+            for path in _settings(table) if isinstance(table, dict) else ():
+                key = ".".join(path)
+                if _has(own, path):
+                    message = f'{key}: the tables "*" of the grid set it too: give it in one place'
+                    raise UserError(where.at(("method", i, *path), message))
+                over = [".".join(path[:d]) for d in range(1, len(path) + 1)]
+                if both := [k for k in over if k in grid]:
+                    message = f'{both[0]}: the tables "*" set {key} too: give it in one place'
+                    places: list[Loc] = [("method", i, "grid", both[0]), ("grid", both[0])]
+                    raise UserError(where.best(places, message))
+        if "topology" not in {key.partition(".")[0] for key in (*own, *of_method)}:
+            return
+        try:
+            choice = ALGORITHMS.resolve(own.get("algorithm", self.spec.run.get("algorithm", "")))
+            fixed = build_algorithm(choice).graph and "algorithm" not in {*grid, *self.spec.set}
+        except ValueError:
+            return  # a run says what is wrong with it, or its algorithm is of a grid
+        if fixed:
+            message = f"{choice['name']} has graphs of its own: leave topology out"
+            places = [("method", i, "topology"), ("method", i, "grid", "topology")]
+            raise UserError(where.best(places, f"topology: {message}"))
+
+    def notes(self) -> list[str]:
+        """What is given and has no effect on the suite's runs or on its report, in words; a
+        mistake it need not be."""
+        found = list(self._notes)
+        own = [(raw, raw.get("grid") or ()) for raw in self.spec.method]
+        for key in self.spec.grid if own else ():
+            if all(key in grid or _has(raw, key.split(".")) for raw, grid in own):
+                found.append(f"[grid] {key}: every method has its own, so that no run takes this")
+        if not own:
+            given = [
+                key
+                for key in ("run", "grid", "set", "tune", "network", *ITEMS)
+                if getattr(self.spec, key)
+            ]
+            found += [f"{key}: there is no [[method]] whose runs it could be of" for key in given]
+        kinds = {
+            canonical([s.rounds, s.schedule, s.eval_every, s.stop and s.stop.model_dump()]): s
+            for s in (run.spec for run in self._reported)
+        }
+        found += [note for spec in kinds.values() for note in ineffective(spec)]
+        tune = self.spec.tune
+        if tune and len(self.tuning) == len(tune.seeds) * len(self._tuned):
+            found.append(
+                f"[tune] has one step size, {tune.lr[0]:g}, so that its runs choose nothing: give "
+                "lr in [run] instead"
+            )
+        elif tune and tune.runners_up and len(tune.seeds) == 1:
+            found.append(
+                "[tune] runners_up resamples tune.seeds, which has one: give more, or leave "
+                "runners_up out"
+            )
+        if own and self.spec.network and not self._simulated:
+            found.append(
+                "[network]: no table, figure, claim or profile shows time or bytes_busiest, so "
+                "that nothing is computed by it, nor is it checked"
+            )
+        return list(dict.fromkeys(found))
 
     def _check_size(self, where: Locator) -> None:
         """Count the runs before any is made; of tuning those that are there whatever else is."""
@@ -433,6 +517,7 @@ class Suite:
         if self.spec.theory and (measured := self.spec.theory.measured):
             check.evaluated(measured, "no best k is found by it", ("theory", "measured"))
         check.profiles(self.spec.profile)
+        self._simulated = check.simulated
 
     def reported(self, chosen: Mapping[str, Mapping[str, Any]] | None = None) -> list[PlannedRun]:
         """The runs that tables and figures show, at the chosen settings of each cell.
@@ -573,7 +658,11 @@ def _at_small_scale(source: dict[str, Any], where: Locator) -> dict[str, Any]:
             was = "" if full is None else f" instead of {_brief(full)}"
             changes.append(f"{'.'.join(map(str, path[1:]))} = {_brief(value)}{was}")
     where.name += " at small scale"
-    merged = _merge({k: v for k, v in source.items() if k != "small"}, small)
+    unchanged = {k: v for k, v in source.items() if k != "small"}
+    merged = _merge(unchanged, small)
+    if merged == unchanged:
+        message = "small: all of it is as at full scale: change something, or leave [small] out"
+        raise UserError(where.at(("small",), message))
     return merged | {"scale_note": f"Small scale: {'; '.join(changes)}."}
 
 
@@ -702,6 +791,50 @@ COMPONENTS = {
     "schedule": SCHEDULES,
 }
 """The settings of a run that are components with options."""
+
+
+def ineffective(spec: RunSpec) -> Iterator[str]:
+    """Settings of a run that have no effect within its rounds, in words."""
+    rounds, schedule = spec.rounds, spec.schedule
+    warmup, milestones = schedule.get("warmup", 0), schedule.get("milestones", ())
+    if SCHEDULES[schedule["name"]].component.__module__ == "teleport_bench.schedules":
+        if warmup >= rounds:
+            yield (
+                f"schedule: {rounds} rounds end within a warm-up of {warmup}, before the step size "
+                "that is given"
+            )
+        if late := [m for m in milestones if m >= rounds]:
+            yield f"schedule: {rounds} rounds end before the milestones {', '.join(map(str, late))}"
+    if stop := spec.stop:
+        looks = len(spec.looks())
+        if looks < stop.window:
+            yield (
+                f"stop: the target is never reached: it takes window = {stop.window} looks in a "
+                f"row, and {rounds} rounds have {looks}"
+            )
+        elif (stop.every or 1) > rounds:
+            yield f"stop: the one look of {rounds} rounds, every {stop.every}, is at the start"
+    assert spec.eval_every is not None
+    if spec.eval_every > rounds:
+        yield (
+            f"eval_every = {spec.eval_every} is more than the {rounds} rounds: a run is evaluated "
+            "at its start and at its end alone"
+        )
+
+
+def _in_order(settings: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Settings by dotted key as they are put into a run, whatever the order in the file: tables
+    under "*" first, and what is of a component after the component."""
+    return sorted(settings.items(), key=lambda item: (item[0] != TOGETHER, item[0].count(".")))
+
+
+def _settings(table: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The settings that `_merge` replaces by those of a table: a component as a whole."""
+    for key, value in table.items():
+        if isinstance(value, dict) and "name" not in value:
+            yield from _settings(value, (*path, key))
+        else:
+            yield (*path, key)
 
 
 def _product(grid: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:

@@ -379,6 +379,67 @@ SUITES: dict[str, tuple[str, Any, str, Words]] = {
         f"alone = {'9' * 5000}",
         ["line 4: a value of 5,000"],
     ),
+    "a curvature of the other family": (
+        "short",
+        '"quadratic"',
+        '"quadratic", family = "curvature", mu = 0.5',
+        ['line 2: problem: mu = 0.5 is of family = "spectrum"', "leave mu out"],
+    ),
+    "a curvature of the other family, in a grid": (
+        "tiny",
+        "[grid]",
+        '[grid]\n"problem.L" = [1.0, 2.0]\n"problem.family" = ["curvature"]',
+        ["problem: L = 2 is of family", "leave L out"],
+    ),
+    "a setting of a method that its own grid replaces": (
+        "tiny",
+        "grid = { active = [1, 2] }",
+        "active = 2\ngrid = { active = [1, 2] }",
+        ["line 22: active: the method's grid has it too"],
+    ),
+    "an option of a method that its own grid replaces": (
+        "tiny",
+        "grid = { active = [1, 2] }",
+        'active = 2\nproblem = { dim = 3 }\ngrid = { "problem.dim" = [4, 6] }',
+        ["line 23: problem.dim: the method's grid has it too"],
+    ),
+    "a setting of a method that tables of the grid replace": (
+        "tiny",
+        'algorithm = "dsgd"',
+        'algorithm = "dsgd"\nmomentum = 0.9\ngrid = { "*" = [{ lr = 0.1, momentum = 0.5 }] }',
+        ['line 19: momentum: the tables "*" of the grid set it too'],
+    ),
+    "an option of a method that a component in tables of the grid replaces": (
+        "short",
+        'method = [{ algorithm = "dsgd" }]',
+        'method = [{ algorithm = "dsgd", problem = { dim = 5 } }]\n'
+        'grid = { "*" = [{ problem = { name = "quadratic", dim = 7 } }] }',
+        ['line 3: problem: the tables "*" of the grid set it too'],
+    ),
+    "a list of a grid whose tables set the same": (
+        "short",
+        ADD,
+        'grid = { nodes = [4, 8], "*" = [{ nodes = 6, seed = 1 }] }',
+        ['line 4: nodes: the tables "*" set nodes too'],
+    ),
+    "a graph for a method that has its own": (
+        "tiny",
+        'algorithm = "dsgd"',
+        'algorithm = "allreduce"\ntopology = "torus"',
+        ["line 19: topology: allreduce has graphs of its own: leave topology out"],
+    ),
+    "graphs in the grid of a method that has its own": (
+        "tiny",
+        'algorithm = "dsgd"',
+        'algorithm = "epidemic"\ngrid = { topology = ["torus"] }',
+        ["line 19: topology: epidemic has graphs of its own"],
+    ),
+    "a small scale that is as the full one": (
+        "short",
+        ADD,
+        "small = { run = { rounds = 2 } }",
+        ["line 4: small: all of it is as at full scale"],
+    ),
 }
 
 SHORT = """title = "short"
@@ -407,6 +468,107 @@ def test_a_mistake_in_a_suite_is_explained(
     assert len(message) < 1000
     for word in words:
         assert word in message
+
+
+TUNE = '[tune]\nlr = [0.1, 0.2]\nseeds = [7]\nmetric = "objective_gap"\n'
+NO_RATE = SHORT.replace("lr = 0.1, ", "")
+STOP = "rounds = 2, stop = {{ metric = 'gradient_norm2', value = 1, {} }}"
+NOTES: dict[str, tuple[str, list[str], str | None]] = {
+    # name: (suite, overrides, words of the note; None: there is none)
+    "nothing": (SHORT, [], None),
+    "a warm-up to the end": (SHORT, ["schedule={name='cosine', warmup=2}"], "a warm-up of 2, bef"),
+    "a warm-up": (SHORT, ["schedule={name='cosine', warmup=1}"], None),
+    "late milestones": (
+        SHORT,
+        ["schedule={name='step', milestones=[1, 2, 30]}"],
+        "schedule: 2 rounds end before the milestones 2, 30",
+    ),
+    "too many looks in a row": (
+        SHORT.replace("rounds = 2", STOP.format("window = 4")),
+        [],
+        "window = 4 looks in a row, and 2 rounds have 3",
+    ),
+    "as many looks as there are": (
+        SHORT.replace("rounds = 2", STOP.format("window = 3")),
+        [],
+        None,
+    ),
+    "looks after the end": (
+        SHORT.replace("rounds = 2", STOP.format("window = 1, every = 3")),
+        [],
+        "the one look of 2 rounds, every 3, is at the start",
+    ),
+    "evaluations after the end": (SHORT, ["eval_every=3"], "eval_every = 3 is more than the 2"),
+    "a network that nothing shows": (
+        SHORT + "network = { tau = 2.0 }\n",
+        [],
+        "[network]: no table",
+    ),
+    "a network that something shows": (
+        SHORT + "network = { tau = 2.0 }\ntable = [{ name = 't', values = ['time'] }]\n",
+        [],
+        None,
+    ),
+    "a list that every method replaces": (
+        SHORT.replace('"dsgd"', '"dsgd", grid = { nodes = [6] }') + "grid = { nodes = [4, 8] }\n",
+        [],
+        "[grid] nodes: every method has its own",
+    ),
+    "one step size": (NO_RATE + TUNE, ["tune.lr=[0.1]"], "[tune] has one step size, 0.1, so that"),
+    "one step size, and k": (
+        NO_RATE.replace('"dsgd"', '"teleportation", active = "best"') + TUNE,
+        ["tune.lr=[0.1]"],
+        None,
+    ),
+    "step sizes": (NO_RATE + TUNE, [], None),
+    "one seed to resample": (
+        NO_RATE + TUNE + "runners_up = true\n",
+        [],
+        "tune.seeds, which has one",
+    ),
+    "a step size beside [tune]": (NO_RATE + TUNE, ["lr=0.3"], "--set lr: it is given"),
+    "a key twice": (SHORT, ["rounds=3", "rounds=4"], "--set rounds is given more than once"),
+    "runs of no method": (
+        'title = "t"\ntheory = { topologies = ["ring"] }\ngrid = { nodes = [4] }\n',
+        [],
+        "grid: there is no [[method]]",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "overrides", "words"), NOTES.values(), ids=NOTES)
+def test_what_has_no_effect_is_noted(
+    write: Callable[..., Path], text: str, overrides: list[str], words: str | None
+) -> None:
+    notes = Suite.load(str(write(text)), overrides).notes()
+    assert len(notes) == (words is not None)
+    assert (words or "") in "".join(notes)
+
+
+def test_notes_are_printed_beside_the_runs(
+    write: Callable[..., Path], bench: Callable[..., Any], tmp_path: Path
+) -> None:
+    path = write(SHORT)
+    done = bench("run", path, "--out", tmp_path / "out", "--set", "eval_every=3")
+    assert done.code == 0
+    assert done.err.count("eval_every = 3 is more than the 2 rounds") == 1
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_order_of_a_file_s_keys_does_not_change_its_runs(reverse: bool) -> None:
+    component = {"name": "quadratic", "dim": 4}
+    forms: list[dict[str, Any]] = [
+        {"grid": {"problem": [component], "problem.dim": [7]}},
+        {"grid": {"*": [{"problem": component, "lr": 0.3}], "problem.dim": [7]}},
+        {"set": {"problem": component, "problem.dim": 7}},
+    ]
+    run = {"nodes": 4, "rounds": 2, "lr": 0.1, "problem": "quadratic"}
+    for form in forms:
+        for key, table in form.items():
+            ordered = dict(sorted(table.items(), reverse=reverse))
+            source = {"title": "t", "run": run, "method": [{"algorithm": "dsgd"}], key: ordered}
+            (planned,) = Suite.from_source("t", source).planned()
+            assert planned.spec.problem["dim"] == 7
 
 
 def test_an_editor_s_mark_at_the_start_of_a_file_is_no_mistake(

@@ -13,12 +13,16 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import teleport_bench as tb
 from teleport_bench import plugins, registry
+from teleport_bench.metrics import METRICS, Metric
 from teleport_bench.problems import Member
+from teleport_bench.problems.base import described
+from teleport_bench.problems.quadratic import Quadratic
 from teleport_bench.record import Record
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extend.md").read_text()
@@ -492,3 +496,91 @@ def test_what_two_entry_points_of_a_package_bring_is_all_its_own(
     assert {"mine", "yours"} <= set(registry.ALGORITHMS.names())
     assert plugins.LOADED["my-package"].components == {"mine", "yours"}
     sys.modules.pop("another_of_a_test", None)
+
+
+# What a problem and a metric of one's own say
+
+
+DESCRIPTIONS = {
+    "raises": ("1 / 0", "describe raises ZeroDivisionError: division by zero"),
+    "gives nothing": ("None", "describe gives a NoneType, expected a dict"),
+    "gives a number of NumPy": (
+        "{'a': {'b': [np.int64(3)]}}",
+        "describe gives int64 np.int64(3) as a.b",
+    ),
+    "gives an array": ("{'x': np.zeros(2)}", "describe gives ndarray array([0., 0.]) as x"),
+    "gives no finite number": ("{'x': [1.0, float('nan')]}", "describe gives nan as x"),
+    "has a key that is no text": ("{1: 2}", "describe gives the key 1"),
+    "gives parts of a parameter": (
+        "{'parameters': 2.5}",
+        "describe gives 2.5 as parameters, expected: int",
+    ),
+    "gives data by name": ("{'data': 'x'}", "describe gives 'x' as data, expected: dict"),
+    "gives no histogram": (
+        "{'label_histogram': [['x']]}",
+        "describe gives ['x'] in label_histogram",
+    ),
+}
+
+
+@pytest.mark.parametrize(("said", "words"), DESCRIPTIONS.values(), ids=DESCRIPTIONS)
+def test_a_problem_that_cannot_be_described_is_a_failed_run(said: str, words: str) -> None:
+    name = f"undescribed {said}"  # problems are built once a name
+
+    @tb.PROBLEMS.register(name)
+    class Undescribed(Quadratic):
+        def describe(self, seed: int, n_nodes: int) -> dict[str, Any]:
+            return eval(said, {"np": np})  # type: ignore[no-any-return]
+
+    spec = tb.RunSpec(algorithm="dsgd", nodes=2, problem=name, lr=0.1, rounds=2)
+    record = tb.run(spec, device="cpu")
+    assert record.status == "failed"
+    assert f"problem 'Undescribed': {words}" in str(record.error)
+    assert Record.model_validate_json(record.to_line()) == record
+
+
+def test_what_a_problem_says_may_be_nested_and_of_subclasses() -> None:
+    said = {"parameters": 3, "a": [{"b": (1, None, True, np.float64(2.0))}], "label_histogram": []}
+
+    class Described(Quadratic):
+        def describe(self, seed: int, n_nodes: int) -> dict[str, Any]:
+            return said
+
+    assert described(Described(), 0, 2) == said
+    held: list[Any] = []
+    held.append(held)
+    said["a"] = held
+    with pytest.raises(tb.UserError, match="describe gives list"):
+        described(Described(), 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        (("regret", "smaller", "{:.3f}"), "which way is better is to be 'higher' or 'lower', got"),
+        (("regret", None, "{:.3f}"), "got None"),
+        (("regret", "lower", "%.3f"), "cannot write numbers by the format '%.3f', which shows no"),
+        (("regret", "lower", "{:d}"), "cannot write numbers by the format '{:d}' (Unknown format"),
+        (("regret", "lower", "{x}"), "cannot write numbers by the format '{x}' ('x')"),
+        (("regret", "lower", 3), "cannot write numbers by the format 3"),
+    ],
+)
+def test_a_metric_that_reports_would_misread_is_refused(metric: Any, words: str) -> None:
+    with pytest.raises(tb.UserError) as error:
+        Metric(*metric)
+    assert words in str(error.value)
+
+
+def test_a_metric_is_registered_once_and_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = METRICS["train_loss"]
+    METRICS["train_loss"] = loss
+    with pytest.raises(tb.UserError, match="'train_loss' is there already, as Metric"):
+        METRICS["train_loss"] = Metric("loss", "higher", "{:.3f}")
+    with pytest.raises(tb.UserError, match="'train_loss' is there already"):
+        METRICS.update(train_loss=Metric("loss", "higher", "{:.3f}"))
+    with pytest.raises(tb.UserError, match=r"is to be a teleport_bench\.metrics\.Metric, got"):
+        METRICS["regret"] = ("regret", "lower", "{:.3f}")  # type: ignore[assignment]
+    assert METRICS["train_loss"] == loss
+    assert "regret" not in METRICS
+    monkeypatch.setitem(METRICS, "regret", Metric("regret", "higher", "{:.3f}"))
+    assert METRICS["regret"].sign == 1

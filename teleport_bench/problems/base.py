@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from teleport_bench.errors import UserError, nearest
+from teleport_bench.errors import ComponentError, UserError, nearest
 from teleport_bench.metrics import METRICS
 from teleport_bench.native.calls import Call, Rows
 
@@ -144,6 +145,60 @@ def check_metrics(problem: Problem) -> tuple[str, ...]:
                 "own is to be added to teleport_bench.metrics.METRICS"
             )
     return tuple(names)
+
+
+def described(problem: Problem, seed: int, n_nodes: int) -> dict[str, Any]:
+    """What the problem says of itself for a record, which has to hold it.
+
+    Raises ComponentError where it raises, or gives anything but a table of plain values.
+    """
+    what = f"problem '{type(problem).__name__}': describe"
+    try:
+        said = problem.describe(seed, n_nodes)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        raise ComponentError(f"{what} raises {type(error).__name__}: {error}") from error
+    if not isinstance(said, dict):
+        raise ComponentError(f"{what} gives a {type(said).__name__}, expected a dict")
+    if fault := _not_plain(said):
+        raise ComponentError(
+            f"{what} gives {fault}, expected texts, numbers, truth values, None, and lists and "
+            "dicts of them, as JSON has them: convert it, as by float(..) or .tolist()"
+        )
+    expected = {"data": dict, "parameters": int, "label_histogram": list}
+    for key, kind in expected.items():
+        if key in said and not isinstance(said[key], kind):
+            message = f"{said[key]!r:.80} as {key}, expected: {kind.__name__}"
+            raise ComponentError(f"{what} gives {message}")
+    for row in said.get("label_histogram", ()):
+        if not isinstance(row, list | tuple) or not all(isinstance(n, int) for n in row):
+            message = f"{row!r:.80} in label_histogram, expected lists of whole numbers"
+            raise ComponentError(f"{what} gives {message}")
+    return said
+
+
+def _not_plain(value: Any, key: str = "", depth: int = 0) -> str | None:
+    """The first thing in it that JSON has not, in words; None where there is none."""
+    at = f" as {key}" if key else ""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value}{at}"
+    if value is None or isinstance(value, str | int | float):
+        return None
+    if depth > MOST_DEPTH or not isinstance(value, dict | list | tuple):
+        return f"{type(value).__name__} {value!r:.80}{at}"
+    if isinstance(value, dict):
+        for inner, one in value.items():
+            if not isinstance(inner, str):
+                return f"the key {inner!r:.80}{at}"
+            if fault := _not_plain(one, f"{key}.{inner}" if key else inner, depth + 1):
+                return fault
+        return None
+    return next((f for one in value if (f := _not_plain(one, key, depth + 1))), None)
+
+
+MOST_DEPTH = 20
+"""Of what a problem says of itself: a list may hold itself."""
 
 
 def worlds_of(members: Sequence[Member]) -> list[tuple[int, int]]:

@@ -23,6 +23,9 @@ from teleport_bench.problems.base import FleetProblem, Member, Problem, worlds_o
 from teleport_bench.registry import PROBLEMS
 from teleport_bench.seeds import by_step, generator
 
+MU, LARGEST = 0.1, 1.0
+"""The smallest and the largest curvature of the spectrum, unless given."""
+
 
 @dataclass(frozen=True, eq=False)
 class World:
@@ -44,8 +47,9 @@ class Quadratic(Problem):
 
     "curvature": f_i = 1/2 ||A_i x - b_i||^2, A_i^2 = (i^2/n) I, b_i ~ N(0, zeta2/i^2 I), i = 1..n
     (Koloskova et al. 2020); the curvature grows with n.
-    "spectrum": H_i = Q_i diag(mu .. L) Q_i^T, log-spaced, with random rotations Q_i, and gradients
-    at the optimum scaled so that (1/n) sum ||grad f_i(x*)||^2 = zeta2 exactly.
+    "spectrum": H_i = Q_i diag(mu .. L) Q_i^T, log-spaced (of one dimension L), with random
+    rotations Q_i, and gradients at the optimum scaled so that (1/n) sum ||grad f_i(x*)||^2 = zeta2
+    exactly.
     """
 
     def __init__(
@@ -55,11 +59,18 @@ class Quadratic(Problem):
         dim: PositiveInt = 50,
         zeta2: NonNegativeFloat = 1.0,
         sigma2: NonNegativeFloat = 1.0,
-        mu: Annotated[float, Field(gt=0)] = 0.1,
-        L: PositiveFloat = 1.0,
+        mu: Annotated[float, Field(gt=0)] = MU,
+        L: PositiveFloat = LARGEST,
     ) -> None:
         if mu > L:
             raise UserError(f"mu is the smallest and L the largest curvature, got mu={mu} > L={L}")
+        # one that says what holds anyway does no harm: the settings of every run have all options
+        for name, value, usual in (("mu", mu, MU), ("L", L, LARGEST)):
+            if family == "curvature" and value != usual:
+                raise UserError(
+                    f'{name} = {value:g} is of family = "spectrum", and the curvature family has '
+                    f"the curvatures i^2/n: leave {name} out, or take the other family"
+                )
         self.family, self.dim, self.zeta2, self.sigma2 = family, dim, zeta2, sigma2
         self.mu, self.L = mu, L
 
