@@ -379,6 +379,10 @@ def test_conditions_targets_and_networks_take_any_number_or_refuse_it_in_words()
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        (
+            {"nodes": 10**6, "topology": {"name": "erdos_renyi", "degree": 0.001}},
+            "take degree 17 or more",
+        ),
         ({"topology": {"name": "erdos_renyi", "p": 1e-17}}, "take degree 6 or more"),
         ({"away": {"share": 0.2, "spell": 1e9}}, "less than or equal to 10000"),
         ({"away": {"share": 0.2, "spell": 9999}, "nodes": 50_000}, "take shorter spells"),

@@ -347,6 +347,24 @@ def counting_for_all(self: Any, state: Any, r: Any) -> Any:
     return _plain(state, r, 1 / type(self).n)
 
 
+AROUND = {"n": 0}
+
+
+def counting_in_its_module(_: Any, state: Any, r: Any) -> Any:
+    AROUND["n"] += 1
+    return _plain(state, r, 1 / AROUND["n"])
+
+
+def _enclosed() -> Callable[..., Any]:
+    counted = AROUND
+
+    def counting_around(_: Any, state: Any, r: Any) -> Any:
+        counted["n"] += 1
+        return _plain(state, r, 1 / counted["n"])
+
+    return counting_around
+
+
 def listing(self: Any, state: Any, r: Any) -> Any:
     self.seen.append(1)
     return _plain(state, r, 1 / len(self.seen))
@@ -398,11 +416,12 @@ STATEFUL = {
 }
 STEPS = (
     *(by_round, on_some_rounds, late, counting, counting_for_all, listing, drawing, of_numpy),
-    *(of_python, of_torch, remembering, detached, as_array),
+    *(of_python, of_torch, remembering, detached, as_array, counting_in_its_module, _enclosed()),
 )
 
 
 def start_over(kind: type[Algorithm]) -> None:
+    AROUND["n"] = 0
     for name in vars(kind):
         if name in ("n", "seen", "rng", "old"):
             new = {"n": 0, "seen": [], "rng": np.random.default_rng(1), "old": None}[name]

@@ -11,6 +11,7 @@ are there (stages.hpp), with the same bits.
 from __future__ import annotations
 
 import ctypes
+import inspect
 import pickle
 import random
 import time
@@ -18,6 +19,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -71,20 +73,33 @@ class Buffers:
 
 def remembered(algorithm: object) -> bytes | None:
     """What a step may have changed outside of tensors, as far as that can be seen: attributes of
-    the algorithm and of its class, and the generators that all of Python and NumPy share. None
-    where they cannot be compared."""
-    plain = (int, float, str, list, dict, set, random.Random, np.random.Generator, np.ndarray)
-    of_class = [
-        value
-        for kind in type(algorithm).__mro__
-        for name, value in vars(kind).items()
-        if isinstance(value, plain) and not name.startswith("__")
+    the algorithm and of its class, variables around its methods, and the generators that all of
+    Python and NumPy share. None where they cannot be compared."""
+    members = [
+        (name, value) for kind in type(algorithm).__mro__ for name, value in vars(kind).items()
     ]
+    of_class = [value for name, value in members if _may_change(value) and name[:2] != "__"]
+    around = [_around(value) for _, value in members if isinstance(value, FunctionType)]
     generators = random.getstate(), np.random.get_state()  # noqa: NPY002 - others may use it
     try:
-        return pickle.dumps((algorithm.__getstate__(), of_class, generators))
+        return pickle.dumps((algorithm.__getstate__(), of_class, around, generators))
     except Exception:  # whatever a class of a user's own raises
         return None
+
+
+def _may_change(value: object) -> bool:
+    plain = (int, float, str, list, dict, set, random.Random, np.random.Generator, np.ndarray)
+    return isinstance(value, plain)
+
+
+def _around(function: FunctionType) -> list[object]:
+    """The variables of its module, and of the functions around it, that a function names."""
+    names = inspect.getclosurevars(function)
+    return [
+        value
+        for value in (*names.globals.values(), *names.nonlocals.values())
+        if _may_change(value)
+    ]
 
 
 class Watch(TorchFunctionMode):

@@ -11,6 +11,10 @@ from teleport_bench.topologies.schedule import Topology, check_size, metropolis_
 
 TRIES = 100
 
+HOPELESS = 50
+"""Nodes without a neighbour on average, from which on no graph is drawn, which may take minutes: by
+the law of rare events none is there with a probability of exp(-50)."""
+
 
 @TOPOLOGIES.register("erdos_renyi")
 def erdos_renyi(
@@ -34,7 +38,8 @@ def erdos_renyi(
     if p is None:
         p = min(1.0, (degree or 2 * math.log(n)) / max(n - 1, 1))
     check_size(n, n * (1 + p * (n - 1)))
-    for attempt in range(TRIES):
+    lonely = n * (1 - p) ** (n - 1) if n > 1 else 0.0
+    for attempt in range(TRIES if lonely < HOPELESS else 0):
         if 1.0 - p == 1.0:  # networkx would divide by log(1 - p)
             graph = nx.empty_graph(n)
         else:
