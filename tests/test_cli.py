@@ -1508,3 +1508,14 @@ def test_set_does_not_replace_the_report_of_a_built_in_suite(
     assert "--out" in done.err
     assert bench(*run, tmp_path / "b", "--set", "rounds=4").code == 0
     assert bench(*run, tmp_path / "b", "--set", "rounds=4").code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("run", "demo", "--data", "x" * 300), ("report", "demo", "--out", "x" * 300)],
+)
+def test_a_folder_of_too_long_a_name_is_none(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert "x" * 300 in capsys.readouterr().err

@@ -79,9 +79,9 @@ def remembered(algorithm: object) -> bytes | None:
         (name, value) for kind in type(algorithm).__mro__ for name, value in vars(kind).items()
     ]
     of_class = [value for name, value in members if _may_change(value) and name[:2] != "__"]
-    around = [_around(value) for _, value in members if isinstance(value, FunctionType)]
     generators = random.getstate(), np.random.get_state()  # noqa: NPY002 - others may use it
     try:
+        around = [_around(value) for _, value in members if isinstance(value, FunctionType)]
         return pickle.dumps((algorithm.__getstate__(), of_class, around, generators))
     except Exception:  # whatever a class of a user's own raises
         return None
