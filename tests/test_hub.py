@@ -1158,3 +1158,9 @@ def test_without_a_home_it_works_from_the_source(
     monkeypatch.setattr(Path, "home", homeless)
     assert tiny().checksum == tiny().checksum
     assert len(decodes) == 2
+
+
+@pytest.mark.parametrize("given", ["", " ", "..", "/etc", "../toy", "toy/..", "a//b", 5, None])
+def test_a_source_that_is_no_id_is_refused_before_anything_is_looked_for(given: object) -> None:
+    with pytest.raises(UserError, match="the id of a data set is a name, or two with a slash, got"):
+        source.read(source.Source(given))  # type: ignore[arg-type]

@@ -274,7 +274,7 @@ def test_what_torch_func_wraps_is_refused(rounds: list[FleetRound]) -> None:
         (np.ones(2), None),
         (Rate(1.0, 2), None),
         (Rate("a", 1), None),  # type: ignore[arg-type]
-        (torch.ones(ROWS, 1) * Rate(), None),
+        (Rate(torch.ones(ROWS, 1)), None),  # type: ignore[arg-type]
         (torch.tensor(1j), None),
     ],
 )
@@ -881,3 +881,11 @@ def test_a_session_has_its_settings_again() -> None:
         assert torch.ones(1).device.type == "meta"
         assert torch.is_inference_mode_enabled()
     _forget()
+
+
+def test_a_step_size_times_a_tensor_names_what_takes_both() -> None:
+    for product in (lambda: Rate() * torch.ones(2, 3), lambda: torch.ones(2, 3) * Rate()):
+        with pytest.raises(UserError, match=r"give both to r\.combine"):
+            product()
+    assert 2 * Rate() == Rate() * 2 == Rate(2.0)
+    assert -Rate() == Rate(-1.0)

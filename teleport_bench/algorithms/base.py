@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from teleport_bench.errors import UserError
 from teleport_bench.network import Communication
 from teleport_bench.registry import Choice
 from teleport_bench.topologies import AnyTopology, of_seed, topology
@@ -37,8 +38,15 @@ class Rate:
     def __neg__(self) -> Rate:
         return -1.0 * self
 
-    def __rmul__(self, factor: float) -> Rate:
+    def __mul__(self, factor: float) -> Rate:
+        if isinstance(factor, Tensor) and factor.ndim:
+            raise UserError(
+                "every row has a step size of its own, so r.lr is no number that multiplies a "
+                "tensor: give both to r.combine, as in r.combine((1, x), (-r.lr, g))"
+            )
         return Rate(factor * self.factor, self.power)
+
+    __rmul__ = __mul__
 
     def __rtruediv__(self, factor: float) -> Rate:
         return Rate(factor / self.factor, -self.power)

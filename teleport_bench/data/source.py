@@ -74,6 +74,12 @@ def read(source: Source) -> tuple[Splits, dict[str, str]]:
     Raises UserError where none has a copy, and where a copy is no image classification set: an
     image cannot be decoded, or has another size or mode than the rest, or a label is no integer.
     """
+    parts = source.id.split("/") if isinstance(source.id, str) else [""]
+    if not all(part.strip() and part not in (".", "..") for part in parts):
+        raise UserError(
+            f"the id of a data set is a name, or two with a slash, got {source.id!r:.200}: give "
+            'one as in source = "uoft-cs/cifar100"; a folder is named with --data'
+        )
     missing: list[str] = []
     for folder, origin in _copies(source, missing):
         options = (source.subset, source.image, source.label, source.train, source.test)
