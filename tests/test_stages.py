@@ -19,8 +19,6 @@ from teleport_bench import RunSpec, libraries, native
 from teleport_bench import fleet as fleets
 from teleport_bench.activation import BLOCK, drawn_ahead
 from teleport_bench.algorithms import State
-from teleport_bench.algorithms.dsgd import DSGD
-from teleport_bench.algorithms.gradient_tracking import GradientTracking
 from teleport_bench.fleet import Fleet
 from teleport_bench.native.calls import POINTER, WORD, Call, structure
 from teleport_kernels import compiler
@@ -177,18 +175,14 @@ def test_equal_rows_many_neighbours_and_rows_beyond_the_caches_are_mixed_in_tile
 def test_an_algorithm_is_asked_for_a_few_rounds_and_the_others_are_made_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: list[str] = []
+    asked: list[int] = []
+    step = Fleet.step
 
-    def counting(step: Any) -> Any:
-        def counted(self: Any, state: State, r: Any) -> State:
-            asked.append(type(self).__name__)
-            result: State = step(self, state, r)
-            return result
+    def counted(self: Fleet, state: State, r: Any) -> State:
+        asked.append(1)  # here and not in the algorithm, whose own counting is seen, and heeded
+        return step(self, state, r)
 
-        return counted
-
-    for kind in (DSGD, GradientTracking):
-        monkeypatch.setattr(kind, "step", counting(kind.step))
+    monkeypatch.setattr(Fleet, "step", counted)
     shared = {"nodes": 6, "problem": "quadratic", "lr": 0.1, "rounds": 4 * BLOCK + 1}
     for algorithm, topology, most in (
         ("dsgd", "ring", 6),
