@@ -80,7 +80,8 @@ class Library:
         that was removed meanwhile) costs one process.
         """
         build, failures = _begun.pop(self, None), list[Exception]()
-        for compiler in _compilers():
+        compilers = _compilers()
+        for compiler in compilers:
             for flags in (self.optional, ()):
                 try:
                     loaded = self._load(compiler, flags, build)
@@ -89,9 +90,7 @@ class Library:
                     failures.append(error)
                 else:
                     if len(failures) > 1:
-                        _warn(
-                            f"{shlex.join(_compilers()[0])} cannot compile", failures[0], compiler
-                        )
+                        _warn(f"{shlex.join(compilers[0])} cannot compile", failures[0], compiler)
                     _loaded[self] = self._name(compiler, flags)
                     return loaded
         raise failures[0]
@@ -236,7 +235,7 @@ def _cache() -> Path:
     """The folder of compiled libraries: the user's, or one of this process alone where there is
     none, it cannot be written, or others could put libraries there, which would run here."""
     try:
-        folder = _user_cache() / "teleport-kernels"
+        folder = user_cache() / "teleport-kernels"
         for missing in reversed([p for p in (folder, *folder.parents) if not p.exists()]):
             missing.mkdir(mode=0o700, exist_ok=True)
         if refusal := _refusal(folder, stat.S_ISDIR):
@@ -254,7 +253,7 @@ def _cache() -> Path:
     return folder
 
 
-def _user_cache() -> Path:
+def user_cache() -> Path:
     """$XDG_CACHE_HOME, which its specification wants ignored where it is relative, or ~/.cache.
     RuntimeError where the user has no home."""
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))

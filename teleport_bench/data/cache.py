@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from teleport_bench.data.dataset import Split
+from teleport_kernels.compiler import user_cache
 
 Splits = tuple[Split, Split]
 """Training and test images as their source has them."""
@@ -42,10 +43,7 @@ def cached(key: str, decode: Callable[[], Splits]) -> Splits:
 
 def folder() -> Path:
     """`teleport-bench/data` in the user's cache; RuntimeError where the user has no home."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "")
-    if not cache.is_absolute():  # as the specification of XDG has it
-        cache = Path.home() / ".cache"
-    return cache / "teleport-bench" / "data"
+    return user_cache() / "teleport-bench" / "data"
 
 
 def _check_owner(status: os.stat_result) -> None:
